@@ -1,0 +1,5 @@
+"""Run onnxq from a checkout: `python cli.py quantize MODEL --data DATA`."""
+
+from onnxq.cli import main
+
+main()

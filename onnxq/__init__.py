@@ -1,0 +1,64 @@
+"""Quantize ONNX models so that they are small, fast in onnxruntime, and still right.
+
+    import onnxq
+
+    result = onnxq.quantize("model.onnx", "calibration/")
+    result.save("model.int8.onnx")
+
+Names are imported when first used, so that `import onnxq` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from onnxq.version import __version__
+
+if TYPE_CHECKING:
+    from onnxq.bench import measure as benchmark
+    from onnxq.calibrate import Preprocess
+    from onnxq.errors import OnnxqError
+    from onnxq.graph import load
+    from onnxq.pipeline import QuantizedModel, evaluate, inspect, quantize, simplify
+    from onnxq.recipe import PRESETS, Recipe
+
+_HOMES = {
+    "PRESETS": "onnxq.recipe",
+    "OnnxqError": "onnxq.errors",
+    "Preprocess": "onnxq.calibrate",
+    "QuantizedModel": "onnxq.pipeline",
+    "Recipe": "onnxq.recipe",
+    "benchmark": "onnxq.bench:measure",
+    "evaluate": "onnxq.pipeline",
+    "inspect": "onnxq.pipeline",
+    "load": "onnxq.graph",
+    "quantize": "onnxq.pipeline",
+    "simplify": "onnxq.pipeline",
+}
+
+__all__ = [
+    "PRESETS",
+    "OnnxqError",
+    "Preprocess",
+    "QuantizedModel",
+    "Recipe",
+    "__version__",
+    "benchmark",
+    "evaluate",
+    "inspect",
+    "load",
+    "quantize",
+    "simplify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,79 @@
+"""Intervals and tests. numpy only; everything random takes a seed.
+
+paired ratio    r_i = t_i / t0_i of round i; the estimate is median(r), its interval the 2.5 % and 97.5 %
+                quantiles of the median over resampled rounds. Rounds are resampled in runs of n^(1/3)
+                neighbours, because load on a shared machine comes in bursts: neighbours are dependent.
+proportion      Wilson's interval: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+McNemar         of the n rows on which exactly one of two models is right, the number that the first wins
+                is Binomial(n, 1/2) when both are equally good
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq.types import Interval
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+RESAMPLES = 1000
+
+
+def ratio_interval(times: npt.ArrayLike, reference: npt.ArrayLike, seed: int = 0) -> Interval:
+    """Median of `times / reference`, round by round, with a bootstrap 95 % interval.
+
+    Args:
+        times: One time per round.
+        reference: Time of the other model in the same rounds.
+        seed: Of the bootstrap.
+    """
+    ratios = np.asarray(times, np.float64) / np.asarray(reference, np.float64)
+    rng = np.random.default_rng(seed)
+    rounds = len(ratios)
+    run = max(1, round(rounds ** (1 / 3)))
+    wrapped = np.concatenate([ratios, ratios[:run]])
+    offsets = np.arange(run)
+    medians = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        starts = rng.integers(0, rounds, -(-rounds // run))
+        medians[index] = np.median(wrapped[starts[:, None] + offsets].ravel()[:rounds])
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Share `successes / trials` with Wilson's 95 % interval; (0, 0, 1) of no trials at all."""
+    if trials == 0:
+        return Interval(0.0, 0.0, 1.0)
+    share, z2 = successes / trials, Z95 * Z95
+    centre = share + z2 / (2 * trials)
+    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    scale = 1 + z2 / trials
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == trials else (centre + half) / scale
+    return Interval(share, low, high)
+
+
+def mcnemar(a_correct: npt.ArrayLike, b_correct: npt.ArrayLike) -> float:
+    """Two-sided exact p-value that two models, judged on the same rows, are equally often right.
+
+    Args:
+        a_correct: Per row, whether the first model is right.
+        b_correct: The same of the second.
+
+    Raises:
+        ValueError: The two do not have the same number of rows.
+    """
+    a, b = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.size} and {b.size} rows cannot be paired")
+    wins, losses = int(np.sum(a & ~b)), int(np.sum(~a & b))
+    trials = wins + losses
+    ways, tail = 1, 1
+    for k in range(min(wins, losses)):
+        ways = ways * (trials - k) // (k + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << trials))

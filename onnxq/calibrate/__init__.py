@@ -1,0 +1,30 @@
+"""Calibration: data in, ranges out."""
+
+from onnxq.calibrate.auto import choose
+from onnxq.calibrate.data import (
+    PREPROCESS,
+    LabelledDataset,
+    Preprocess,
+    open_data,
+    open_labelled,
+    split,
+)
+from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
+from onnxq.calibrate.ranges import RULES, RangeRule
+from onnxq.calibrate.saturation import saturating
+
+__all__ = [
+    "PREPROCESS",
+    "RULES",
+    "LabelledDataset",
+    "Preprocess",
+    "RangeRule",
+    "choose",
+    "has_free_rows",
+    "observe",
+    "open_data",
+    "open_labelled",
+    "probe_shapes",
+    "saturating",
+    "split",
+]

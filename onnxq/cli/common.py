@@ -1,0 +1,164 @@
+"""What the commands share: options, progress, and the consoles."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxq.calibrate import Preprocess
+
+F = TypeVar("F", bound=Callable[..., Any])
+PREPROCESS_NAMES = ("unit", "signed", "raw", "imagenet", "imagenet-caffe", "inception", "clip")
+
+
+def numbers(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Parse `0.5` or `0.485,0.456,0.406`."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number or a comma-separated list", param=option) from None
+
+
+def integers(_context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Parse `1` or `1,4`."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a whole number or a comma-separated list", param=option) from None
+
+
+def image_options(function: F) -> F:
+    """Options that say how images become inputs."""
+    options = [
+        click.option("--preprocess", "named", metavar="NAME", help="Named preprocessing of images: "
+                     + ", ".join(PREPROCESS_NAMES) + "."),
+        click.option("--mean", callback=numbers, metavar="M[,M,M]", help="Subtracted after scaling, per channel."),
+        click.option("--std", callback=numbers, metavar="S[,S,S]", help="Divided by, per channel."),
+        click.option("--resize", callback=integers, metavar="N|H,W", help="Short side (then centre crop), or H,W."),
+        click.option("--scale", type=float, help="Pixel multiplier (default 1/255)."),
+        click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Channel order of the model."),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="When it cannot be told from the input."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def preprocess_of(
+    named: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    resize: tuple[int, ...] | None,
+    scale: float | None,
+    channels: str | None,
+    layout: str | None,
+) -> Preprocess | None:
+    """The preprocessing that the image options describe; None when none was given."""
+    from dataclasses import replace
+
+    from onnxq.calibrate import PREPROCESS, Preprocess
+    from onnxq.errors import UsageError
+
+    if named is not None and named not in PREPROCESS:
+        raise UsageError(f"there is no preprocessing {named!r}; known: {', '.join(PREPROCESS)}.")
+    size: int | tuple[int, int] | None = None
+    if resize is not None:
+        if len(resize) > 2:
+            raise UsageError("--resize takes one size or H,W.")
+        size = resize[0] if len(resize) == 1 else (resize[0], resize[1])
+    given = {
+        "mean": mean, "std": std, "resize": size, "scale": scale, "channels": channels, "layout": layout,
+    }  # fmt: skip
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if named is None and not changes:
+        return None
+    return replace(PREPROCESS[named] if named is not None else Preprocess(), **changes)
+
+
+def stdout_console() -> Console:
+    """Where results go."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, soft_wrap=not sys.stdout.isatty())
+
+
+class TerminalLog:
+    """Progress on stderr: a spinner on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, soft_wrap=True)
+        self.quiet = quiet
+        self.live = self.console.is_terminal and not quiet
+        self._status = self.console.status("", spinner="dots") if self.live else None
+        self._text, self._began, self._said = "", time.monotonic(), 0.0
+
+    def stage(self, text: str) -> None:
+        """A new step begins."""
+        self._text, self._began, self._said = text, time.monotonic(), time.monotonic()
+        if self._status is not None:
+            self._status.update(text)
+        elif not self.quiet:
+            self.console.print(f"{text} ...")
+
+    def advance(self, done: int) -> None:
+        """So many rows are done."""
+        now = time.monotonic()
+        text = f"{self._text} ({done} rows, {now - self._began:.0f} s)"
+        if self._status is not None:
+            self._status.update(text)
+        elif not self.quiet and now - self._said > 10.0:
+            self._said = now
+            self.console.print(text)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something the user must read."""
+        self.console.print("warning:", text, style="yellow", markup=False)
+
+
+@contextmanager
+def terminal_log(quiet: bool) -> Iterator[TerminalLog]:
+    """A log whose spinner stops at the end."""
+    log = TerminalLog(quiet)
+    if log._status is None:
+        yield log
+        return
+    with log._status:
+        yield log
+
+
+def require_writable(output: Path, source: Path, *, force: bool = True) -> None:
+    """Refuse an output that cannot be written, before any work is done."""
+    from onnxq.errors import EnvironmentFault, UsageError
+
+    if output.exists() and output.samefile(source):
+        raise UsageError(f"the output {output} is the input model; give another -o.")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; give a file name with -o.")
+    folder = output.parent
+    if not folder.is_dir():
+        raise EnvironmentFault(f"{output} cannot be written: the folder {folder} does not exist.")
+    import os
+
+    if not os.access(folder, os.W_OK):
+        raise EnvironmentFault(f"{output} cannot be written: permission denied in {folder}.")

@@ -1,0 +1,88 @@
+"""The group of commands, and the one place where errors become exit codes.
+
+0 done; 1 a bug of ours; 2 usage; 3 the model or the data cannot be read; 4 nothing can be quantized; 5 the target cannot
+be met; 6 the environment; 130 SIGINT; 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from onnxq.cli.benchmark import benchmark
+from onnxq.cli.evaluate import evaluate
+from onnxq.cli.inspect import inspect
+from onnxq.cli.quantize import quantize
+from onnxq.cli.simplify import simplify
+from onnxq.errors import OnnxqError
+from onnxq.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="onnxq")
+def group() -> None:
+    """Quantize ONNX models so that they are small, fast in onnxruntime, and still right.
+
+    \b
+    onnxq quantize model.onnx --data calibration/ -o model.int8.onnx
+    onnxq benchmark model.onnx model.int8.onnx
+    """
+
+
+for command in (quantize, benchmark, evaluate, inspect, simplify):
+    group.add_command(command)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; raised so that temporary files are removed on the way out."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run(args))
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
+        group.main(args=args, prog_name="onnxq", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.ClickException as error:
+        _say(error.format_message())
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; nothing was written")
+        return 130
+    except _Terminated:
+        _say("terminated; nothing was written")
+        return 143
+    except OnnxqError as error:
+        _say(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        _say("out of memory; use fewer --samples or a smaller --batch")
+        return 6
+    except Exception as error:
+        if os.environ.get("ONNXQ_DEBUG"):
+            raise
+        text = " ".join(str(error).split())
+        _say(f"internal error: {type(error).__name__}: {text}. Run with ONNXQ_DEBUG=1 and report the traceback.")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    click.echo(f"onnxq: error: {' '.join(text.split())}", err=True)

@@ -1,0 +1,5 @@
+"""From a plan to a QDQ model."""
+
+from onnxq.emit.qdq import emit
+
+__all__ = ["emit"]

@@ -1,0 +1,190 @@
+"""QuantizeLinear / DequantizeLinear in exactly the patterns that onnxruntime's CPU kernels absorb.
+
+    x -> Q -> DQ -+                                     one pair per quantized tensor, directly behind its producer
+    w_q ----> DQ -+-> Conv|Gemm|MatMul -> [Relu|Clip] -> Q -> DQ -> ...
+    b_q ----> DQ -+                                     int32, scale = x scale * weight scale, zero point 0
+
+Weights are int8 initializers called `<node>.weight_q`, biases int32 ones called `<node>.bias_q`. Weight axes follow
+the operator: Conv 0, Gemm 1 (transB=1: 0), MatMul 1; the runtime fuses a wrong axis without a word, so emission
+checks the length of the scales against the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxq import graph
+from onnxq.emit.tables import store_table
+from onnxq.errors import UnsupportedError
+from onnxq.graph import Layer, Model, Node, Value
+from onnxq.grid import Grid, quantize
+from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+
+
+def emit(model: Model, plan: QuantPlan, metadata: Mapping[str, str] | None = None) -> Model:
+    """The quantized model of `plan`.
+
+    Args:
+        model: The prepared float model the plan was made for; left as it is.
+        plan: Grids and placement.
+        metadata: Provenance for the file's `metadata_props`.
+
+    Raises:
+        UnsupportedError: The plan names tensors or nodes that the model does not have.
+    """
+    quantized = model.clone()
+    nodes, values = graph.node_names(quantized), graph.value_map(quantized)
+    _require(plan, nodes, values)
+    layers = {name: _layer(nodes[name]) for name in plan.weights}
+    for name, layer in layers.items():
+        _emit_weight(quantized, layer, plan.weights[name], plan.tensors[graph.name_of(layer.data)].scale)
+    integer = set(plan.integer)
+    inside = {node for node in nodes.values() if node.name in integer}
+    for name in plan.constants:
+        _emit_constant(quantized, values[name], plan.constants[name], inside)
+    guarded = _guarded(plan, nodes)
+    for name in plan.tensors:
+        _emit_pair(quantized, values[name], plan.tensors[name], inside, name in guarded)
+    for name in plan.sums:
+        _as_sum(quantized, nodes[name])
+    for name in plan.tables:
+        store_table(quantized, nodes[name])
+    graph.remove_unused(quantized)
+    graph.forget_shapes(quantized)
+    quantized.ir_version = graph.lowest_ir_version(quantized)
+    quantized.producer_name = "onnxq"
+    quantized.metadata_props.update(metadata or {})
+    return quantized
+
+
+def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Value]) -> None:
+    for name in (*plan.weights, *plan.integer, *plan.guards, *plan.sums, *plan.tables):
+        if name not in nodes:
+            raise UnsupportedError(f"the plan names the node {name!r}, which this model does not have.")
+    for name in (*plan.tensors, *plan.constants):
+        if name not in values:
+            raise UnsupportedError(f"the plan names the tensor {name!r}, which this model does not have.")
+
+
+def _layer(node: Node) -> Layer:
+    layer = graph.layer_of(node)
+    if isinstance(layer, str):
+        raise UnsupportedError(f"the plan quantizes {node.name!r}, but {layer}.")
+    return layer
+
+
+def _guarded(plan: QuantPlan, nodes: Mapping[str, Node]) -> set[str]:
+    """Names of the tensors that guarded layers return, behind their activation."""
+    found: set[str] = set()
+    for name in plan.guards:
+        layer = graph.layer_of(nodes[name])
+        output = nodes[name].outputs[0] if isinstance(layer, str) else layer.output
+        activation = graph.activation_after(output)
+        found.add(graph.name_of(activation.node.outputs[0] if activation is not None else output))
+    return found
+
+
+def _emit_weight(model: Model, layer: Layer, weights: WeightGrid, input_scale: float) -> None:
+    node, name = layer.node, str(layer.node.name)
+    steps = np.asarray(weights.scales, np.float32)
+    if weights.axis is not None and (weights.axis != layer.axis or len(steps) != layer.channels):
+        raise UnsupportedError(
+            f"the plan gives {name!r} {len(steps)} weight scales along axis {weights.axis}; "
+            f"the weight keeps axis {layer.axis} with {layer.channels} channels."
+        )
+    steps = steps if weights.axis is not None else steps.reshape(())
+    codes = quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
+    stored = _dequantized(model, f"{name}.weight", codes, steps, weights.axis, node)
+    node.replace_input_with(1, stored)
+    if layer.bias is None:
+        return
+    bias_steps = (np.float32(input_scale) * steps).astype(np.float32)
+    holder = layer.bias_add or node
+    bias_codes = np.clip(np.rint(layer.bias.astype(np.float64) / bias_steps), -(2**31) + 1, 2**31 - 1)
+    bias_axis = None if bias_steps.ndim == 0 else 0
+    bias = _dequantized(model, f"{name}.bias", bias_codes.astype(np.int32), bias_steps, bias_axis, node)
+    holder.replace_input_with(_bias_index(layer), bias)
+
+
+def _bias_index(layer: Layer) -> int:
+    if layer.bias_add is None:
+        return 2
+    return 1 if layer.bias_add.inputs[0] is layer.node.outputs[0] else 0
+
+
+def _dequantized(
+    model: Model, name: str, codes: np.ndarray, steps: np.ndarray, axis: int | None, before: Node
+) -> Value:
+    """A DequantizeLinear of stored codes, in front of the node that reads it."""
+    stored = graph.add_constant(model, f"{name}_q", codes)
+    scale = graph.add_constant(model, f"{name}_scale", steps)
+    inputs = [stored, scale]
+    if codes.dtype == np.int8:  # Gemm is not fused without an explicit zero point of its weight
+        inputs.append(graph.add_constant(model, f"{name}_zero_point", np.zeros(steps.shape, codes.dtype)))
+    attributes = {} if axis is None else {"axis": axis}
+    return graph.add_node(model, "DequantizeLinear", inputs, f"{name}_dq", before=before, attributes=attributes)
+
+
+def _grid_constants(model: Model, name: str, grid: TensorGrid) -> tuple[Value, Value]:
+    dtype = np.int8 if grid.signed else np.uint8
+    scale = graph.add_constant(model, f"{name}_scale", np.asarray(grid.scale, np.float32))
+    return scale, graph.add_constant(model, f"{name}_zero_point", np.asarray(grid.zero_point, dtype))
+
+
+def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Node]) -> None:
+    """A constant operand of integer nodes, stored in codes; float nodes keep the float original."""
+    array = graph.constant(value)
+    assert array is not None
+    name = graph.name_of(value)
+    codes = quantize(array, grid.scale, grid.zero_point, Grid(8, signed=False, symmetric=False)).astype(np.uint8)
+    scale, zero = _grid_constants(model, name, grid)
+    stored = graph.add_constant(model, f"{name}_q", codes)
+    first = next(user for user in graph.users(value) if user in inside)
+    restored = graph.add_node(model, "DequantizeLinear", [stored, scale, zero], f"{name}_dq", before=first)
+    graph.redirect(value, restored, lambda node: node in inside)
+
+
+def _emit_pair(model: Model, value: Value, grid: TensorGrid, inside: set[Node], guarded: bool) -> None:
+    """Q and DQ behind `value`; who reads the result is the grid's business (`TensorGrid.everywhere`)."""
+    name = graph.name_of(value)
+    place = {"after": value.producer()} if value.producer() is not None else {"before": model.graph[0]}
+    source = value
+    if guarded:
+        source = graph.add_node(model, "Sum", [value], f"{name}_guard", **place)
+        place = {"after": source.producer()}
+    made = {source.producer()} if guarded else set()
+    if grid.bits < 8:
+        source = _clip(model, source, name, grid, place)
+        made.add(source.producer())
+        place = {"after": source.producer()}
+    scale, zero = _grid_constants(model, name, grid)
+    codes = graph.add_node(model, "QuantizeLinear", [source, scale, zero], f"{name}_q", **place)
+    restored = graph.add_node(model, "DequantizeLinear", [codes, scale, zero], f"{name}_dq", after=codes.producer())
+    made.add(codes.producer())
+    graph.redirect(value, restored, lambda node: node not in made and (grid.everywhere or node in inside))
+    if value.is_graph_output() and grid.everywhere:
+        graph.move_name(value, restored, model)
+
+
+def _clip(model: Model, value: Value, name: str, grid: TensorGrid, place: Mapping[str, Node | None]) -> Value:
+    """Saturate at the ends of a grid of fewer than 8 bits, so that its codes are the only ones that occur."""
+    codes = Grid(grid.bits, grid.signed, symmetric=False)
+    low, high = ((code - grid.zero_point) * grid.scale for code in (codes.qmin, codes.qmax))
+    bounds = [
+        graph.add_constant(model, f"{name}_{side}", np.asarray(bound, np.float32))
+        for side, bound in (("low", low), ("high", high))
+    ]
+    return graph.add_node(model, "Clip", [value, *bounds], f"{name}_clip", **place)
+
+
+def _as_sum(model: Model, node: Node) -> None:
+    """Write an Add as Sum, which the runtime does not fuse into its slower SkipLayerNormalization."""
+    output = graph.add_node(model, "Sum", list(node.inputs), f"{node.name}_sum", before=node)
+    old = node.outputs[0]
+    output.shape, output.type = old.shape, old.type
+    graph.redirect(old, output)
+    if old.is_graph_output():
+        graph.move_name(old, output, model)
+    model.graph.remove(node, safe=True)

@@ -1,0 +1,103 @@
+"""The one door to onnx-ir: reading, writing, looking at and editing graphs.
+
+No other package knows how a graph is stored. `Model`, `Graph`, `Node` and `Value` are onnx-ir's classes; everything
+done to them goes through the functions here.
+"""
+
+from onnx_ir import Graph, Model, Node, Value
+
+from onnxq.graph.edit import (
+    add_constant,
+    add_node,
+    bypass,
+    forget_shapes,
+    infer_shapes,
+    lift_constants,
+    move_name,
+    redirect,
+    remove_unused,
+    replace_constant,
+    set_attribute,
+    unique_name,
+)
+from onnxq.graph.files import (
+    SINGLE_FILE_LIMIT,
+    atomic_path,
+    convert_opset,
+    digest,
+    load,
+    lowest_ir_version,
+    nbytes,
+    parse,
+    require_readable,
+    save,
+    to_bytes,
+)
+from onnxq.graph.layers import LAYER_OPS, Activation, Layer, activation_after, as_bias, layer_of
+from onnxq.graph.look import (
+    attribute,
+    constant,
+    dtype_name,
+    in_subgraph,
+    input_specs,
+    name_of,
+    node_names,
+    nodes,
+    only_user,
+    opset,
+    producer,
+    users,
+    value_map,
+)
+from onnxq.graph.slices import extract, with_outputs
+
+__all__ = [
+    "LAYER_OPS",
+    "SINGLE_FILE_LIMIT",
+    "Activation",
+    "Graph",
+    "Layer",
+    "Model",
+    "Node",
+    "Value",
+    "activation_after",
+    "add_constant",
+    "add_node",
+    "as_bias",
+    "atomic_path",
+    "attribute",
+    "bypass",
+    "constant",
+    "convert_opset",
+    "digest",
+    "dtype_name",
+    "extract",
+    "forget_shapes",
+    "in_subgraph",
+    "infer_shapes",
+    "input_specs",
+    "layer_of",
+    "lift_constants",
+    "load",
+    "lowest_ir_version",
+    "move_name",
+    "name_of",
+    "nbytes",
+    "node_names",
+    "nodes",
+    "only_user",
+    "opset",
+    "parse",
+    "producer",
+    "redirect",
+    "remove_unused",
+    "replace_constant",
+    "require_readable",
+    "save",
+    "set_attribute",
+    "to_bytes",
+    "unique_name",
+    "users",
+    "value_map",
+    "with_outputs",
+]

@@ -1,0 +1,233 @@
+"""ONNX files in and out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxq.errors import EnvironmentFault, ModelError, UnsupportedError
+from onnxq.graph.edit import tidy
+from onnxq.graph.look import opset
+
+OPSET_FLOOR = 13
+"""Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
+SINGLE_FILE_LIMIT = 1_900_000_000
+"""Above this many bytes of weights a protobuf file is not safe and the weights go into a second file."""
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
+"""Opset -> the IR version of the onnx release that introduced it."""
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read an ONNX file of opset 9 or newer.
+
+    Functions are inlined, initializers are dropped from the graph's inputs, every node gets a unique name, and a model
+    of an opset below 13 is converted to 13. External data stays on disk, memory-mapped.
+
+    Raises:
+        ModelError: The file is missing, not ONNX, or invalid.
+        UnsupportedError: Its operator set is too old or cannot be converted.
+    """
+    source = require_readable(path)
+    try:
+        proto = onnx.load(source, load_external_data=False)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{source.name} is not an ONNX file: {_one_line(error)}") from error
+    _check(proto, source)
+    if _opset_of(proto) < OPSET_FLOOR:
+        proto = _raise_opset(proto, source)
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, source.parent)
+        tidy(model)
+    except Exception as error:
+        raise ModelError(f"{source.name} is not a valid ONNX model: {_one_line(error)}") from error
+    return model
+
+
+def parse(path: Path) -> ir.Model:
+    """Read a file as it is, without checks or changes, weights included: for files this program made itself."""
+    proto = onnx.load(path)
+    return ir.from_proto(proto)
+
+
+def require_readable(path: str | Path) -> Path:
+    """The resolved path of a non-empty regular file; its absence is a `ModelError` that suggests near names."""
+    source = Path(path)
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError:
+        siblings = [p.name for p in source.parent.glob("*.onnx")] if source.parent.is_dir() else []
+        near = difflib.get_close_matches(source.name, siblings, n=1)
+        hint = f" Did you mean {source.parent / near[0]}?" if near else ""
+        raise ModelError(f"{source} does not exist.{hint}") from None
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read: {error.strerror}.") from error
+    if stat.S_ISDIR(mode):
+        raise ModelError(f"{source} is a folder; give the .onnx file itself.")
+    if not stat.S_ISREG(mode):
+        raise ModelError(f"{source} is not a regular file.")
+    if source.stat().st_size == 0:
+        raise ModelError(f"{source} is empty.")
+    if not os.access(source, os.R_OK):
+        raise EnvironmentFault(f"{source} cannot be read: permission denied.")
+    return source.resolve()
+
+
+def _check(proto: onnx.ModelProto, source: Path) -> None:
+    if not proto.HasField("graph") or not proto.graph.node:
+        raise ModelError(f"{source.name} is not an ONNX model: it holds no graph.")
+    if not proto.graph.output:
+        raise ModelError(f"{source.name} has no outputs.")
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external(tensor, source)
+    try:
+        onnx.checker.check_model(str(source))
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{source.name} is not a valid ONNX model: {_one_line(error)}") from error
+
+
+def _check_external(tensor: onnx.TensorProto, source: Path) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file = source.parent / entries.get("location", "")
+    if not file.is_file():
+        raise ModelError(
+            f"{source.name}: weights of {tensor.name!r} are missing: {entries.get('location')!r} is not beside the model."
+        )
+    try:
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+    except ValueError:
+        raise ModelError(f"{source.name}: external data of {tensor.name!r} has a malformed offset or length.") from None
+    if end > file.stat().st_size:
+        raise ModelError(f"{source.name}: {file.name} is too short for the weights of {tensor.name!r}.")
+
+
+def _opset_of(proto: onnx.ModelProto) -> int:
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
+    version = _opset_of(proto)
+    if version < 7:
+        raise UnsupportedError(
+            f"{source.name} uses opset {version}; onnxq reads opset 9 and newer. Export it again with a newer exporter."
+        )
+    try:
+        onnx.load_external_data_for_model(proto, str(source.parent))
+        return onnx.version_converter.convert_version(proto, OPSET_FLOOR)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{source.name}: opset {version} cannot be converted to {OPSET_FLOOR}: {_one_line(error)}"
+        ) from error
+
+
+def convert_opset(model: ir.Model, version: int) -> ir.Model:
+    """A copy of `model` in operator set `version`; raises `UnsupportedError` where onnx has no adapter."""
+    try:
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), version))
+    except Exception as error:
+        raise UnsupportedError(f"opset {opset(model)} cannot be converted to {version}: {_one_line(error)}") from error
+
+
+def lowest_ir_version(model: ir.Model) -> int:
+    """The oldest IR version that goes with the model's operator set."""
+    return IR_VERSIONS.get(opset(model), model.ir_version)
+
+
+def nbytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message, weights included; equal models give equal bytes.
+
+    Raises:
+        ValueError: The weights do not fit a protobuf message (2 GB).
+    """
+    if nbytes(model) > SINGLE_FILE_LIMIT:
+        raise ValueError("the model is too large for one protobuf message")
+    proto = ir.to_proto(ir.external_data.load_to_model(model.clone()))
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 over the graph and its weights, as hex."""
+    state = hashlib.sha256()
+    bare: Any = ir.to_proto(model)
+    del bare.graph.initializer[:]
+    state.update(bare.SerializeToString(deterministic=True))
+    for name, value in sorted(model.graph.initializers.items()):
+        state.update(name.encode())
+        if value.const_value is not None:
+            state.update(value.const_value.tobytes())
+    return state.hexdigest()
+
+
+def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> None:
+    """Write `model` to `path`: either the whole new file appears or nothing changes.
+
+    Args:
+        model: Left as it is.
+        path: Destination; replaced when it exists.
+        external: Put the weights into `<path>.data`; None: only when they do not fit one file.
+
+    Raises:
+        EnvironmentFault: The folder cannot be written or the disk is full.
+    """
+    target = Path(path)
+    if external is None:
+        external = nbytes(model) > SINGLE_FILE_LIMIT
+    try:
+        with atomic_path(target) as temporary:
+            if external:
+                ir.save(model, temporary, external_data=f"{target.name}.data")
+            else:
+                temporary.write_bytes(to_bytes(model))
+    except OSError as error:
+        raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path in the folder of `target` that replaces it when the block ends well, else disappears."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent or Path())
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle):
+            os.fchmod(handle, 0o666 & ~_umask())
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."

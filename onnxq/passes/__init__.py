@@ -1,0 +1,24 @@
+"""Rewrites that keep what the model computes, one per file, and the guard under which they run."""
+
+from onnxq.passes.base import Applied, Pass, apply, difference
+from onnxq.passes.drop_identity import DropIdentity
+from onnxq.passes.fold_batch_norm import FoldBatchNorm
+from onnxq.passes.fold_constants import FoldConstants
+from onnxq.passes.fold_pad import FoldPad
+from onnxq.passes.normalize_gemm import NormalizeGemm
+
+DEFAULT: tuple[Pass, ...] = (FoldConstants(), DropIdentity(), FoldPad(), NormalizeGemm(), FoldBatchNorm())
+"""What every model goes through before it is quantized."""
+
+__all__ = [
+    "DEFAULT",
+    "Applied",
+    "DropIdentity",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "FoldPad",
+    "NormalizeGemm",
+    "Pass",
+    "apply",
+    "difference",
+]

@@ -1,0 +1,155 @@
+"""What a pass is, and how passes are applied under guard.
+
+A pass rewrites the graph so that the model computes the same. `apply` proves it on a probe batch: the model
+runs once before and once after all passes, both without the runtime's own optimisations. Only when the
+outputs disagree are the passes repeated one at a time on a copy, to find the one at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onnxq import graph
+from onnxq.errors import ModelError, RewriteError
+from onnxq.runtime import Level, Session, SessionConfig
+from onnxq.types import Array, Feeds
+
+NOISE_FACTOR = 10.0
+"""A difference below this multiple of what the runtime's own optimiser makes is rounding, not an error."""
+
+
+class Pass(Protocol):
+    """One function-preserving rewrite. Implementations are frozen dataclasses that hold no state."""
+
+    def __call__(self, model: graph.Model) -> int:
+        """Rewrite `model` in place; returns the number of rewrites. A second call makes none."""
+        ...
+
+    def refused(self, model: graph.Model) -> Mapping[str, str]:
+        """Nodes of `model` that the pass would handle but must leave as they are: node name -> reason."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What one pass did.
+
+    Attributes:
+        name: The pass.
+        count: Rewrites made.
+        refused: Node name -> why it was left as it is.
+        gap: Largest change of any output over all passes, relative to the output's range; None when not
+            measured.
+    """
+
+    name: str
+    count: int
+    refused: Mapping[str, str]
+    gap: float | None = None
+
+
+def apply(
+    model: graph.Model, passes: Sequence[Pass], probe: Feeds | None = None, tolerance: float = 1e-4
+) -> list[Applied]:
+    """Run `passes` over `model` in place, in order, and check on `probe` that its outputs stay.
+
+    Args:
+        model: Rewritten in place; nodes and initializers that nothing reads are removed.
+        passes: What to run.
+        probe: A small batch of real inputs; without it nothing is checked.
+        tolerance: Largest difference allowed, relative to each output's range.
+
+    Raises:
+        RewriteError: A pass changed the outputs. `model` then holds the rewrites of the passes before it
+        only.
+    """
+    graph.remove_unused(model)
+    if any(output.dtype is None or output.shape is None for node in model.graph for output in node.outputs):
+        graph.infer_shapes(model)
+    before = model.clone() if probe is not None else None
+    counts = [rewrite(model) for rewrite in passes]
+    graph.remove_unused(model)
+    gap: float | None = None
+    if probe is not None and before is not None:
+        gap = _guard(before, model, passes, probe, tolerance) if any(counts) else 0.0
+    return [
+        Applied(type(rewrite).__name__, count, rewrite.refused(model), gap)
+        for rewrite, count in zip(passes, counts, strict=True)
+    ]
+
+
+def difference(before: Mapping[str, Array], after: Mapping[str, Array]) -> tuple[float, str]:
+    """The largest difference between two sets of outputs, and the output it is in.
+
+    Floats: the largest absolute difference over the range of `before`; infinite when the shapes or the places
+    of infinities and NaN differ. Everything else: the share of elements that differ.
+    """
+    gaps = [(_difference(before[name], after[name]), name) for name in before]
+    return max(gaps, default=(0.0, ""))
+
+
+def _difference(before: Array, after: Array) -> float:
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return np.inf
+    if before.size == 0:
+        return 0.0
+    if before.dtype.kind != "f":
+        return float(np.mean(before != after))
+    finite = np.isfinite(before)
+    if not np.array_equal(before[~finite], np.where(finite, 0, after)[~finite], equal_nan=True):
+        return np.inf
+    old, new = before[finite].astype(np.float64), after[finite].astype(np.float64)
+    if old.size == 0:
+        return 0.0
+    if not np.isfinite(new).all():
+        return np.inf
+    span = float(np.ptp(old)) or float(np.abs(old).max()) or 1.0
+    return float(np.abs(new - old).max()) / span
+
+
+def _guard(
+    before: graph.Model, model: graph.Model, passes: Sequence[Pass], probe: Feeds, tolerance: float
+) -> float:
+    """The gap between `before` and `model`; on a mismatch the guilty pass is undone and named."""
+    expected = _outputs(before, probe)
+    gap, _ = _gap(expected, model, probe)
+    if gap <= tolerance:
+        return gap
+    # Near ties (arg-max, top-k, rounding) and random operators move with the order of additions alone.
+    noise, _ = difference(expected, _outputs(before, probe, "all"))
+    allowed = max(tolerance, NOISE_FACTOR * noise)
+    if gap <= allowed:
+        return gap
+    sound, gap = before, 0.0
+    for rewrite in passes:
+        trial = sound.clone()
+        rewrite(trial)
+        gap, where = _gap(expected, trial, probe)
+        if gap > allowed:
+            model.graph = sound.graph
+            graph.remove_unused(model)
+            raise RewriteError(
+                f"{type(rewrite).__name__} changed the model's outputs ({where}; allowed {allowed:.1g}). "
+                "This is a bug in onnxq: please report it, with the model."
+            )
+        sound = trial
+    model.graph = sound.graph
+    graph.remove_unused(model)
+    return gap
+
+
+def _gap(expected: Mapping[str, Array], model: graph.Model, probe: Feeds) -> tuple[float, str]:
+    """Gap of `model` to `expected`, infinite when it does not load; and a description for people."""
+    try:
+        gap, name = difference(expected, _outputs(model, probe))
+    except ModelError as error:
+        return np.inf, str(error)
+    return gap, f"{name} by {gap:.2g} of its range"
+
+
+def _outputs(model: graph.Model, probe: Feeds, level: Level = "off") -> dict[str, Array]:
+    return Session(model, SessionConfig(optimize=level)).run(probe)

@@ -1,0 +1,107 @@
+"""From a file to the float graph that is quantized: loaded, simplified, normalised, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from onnxq import graph, passes
+from onnxq import simplify as simplifier
+from onnxq.errors import ModelError, RewriteError, UnsupportedError
+from onnxq.graph import Model
+from onnxq.passes.base import Applied, difference
+from onnxq.runtime import Session, SessionConfig
+from onnxq.types import Feeds, InputSpec, Log, Silence
+
+PROBE_ROWS = 2
+PROBE_TOLERANCE = 1e-3
+"""Of the output's range. Rewrites reorder float additions; a wrong one is off by far more."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The float graph that everything after works on.
+
+    Attributes:
+        path: The file it came from.
+        model: The prepared graph.
+        original: The graph as loaded, without any rewrite.
+        passes: What each rewrite did.
+        simplified: None, or why simplification was left out.
+    """
+
+    path: Path
+    model: Model
+    original: Model
+    passes: tuple[Applied, ...]
+    simplified: str | None
+
+
+def load_float(path: str | Path) -> Model:
+    """Load a model that is not quantized yet.
+
+    Raises:
+        UnsupportedError: The file already holds quantized tensors.
+    """
+    model = graph.load(path)
+    for node in graph.nodes(model):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear"):
+            raise UnsupportedError(
+                f"{Path(path).name} is already quantized ({node.op_type} {node.name!r}); give the float model."
+            )
+    return model
+
+
+def model_inputs(model: Model) -> list[InputSpec]:
+    """The inputs that feeds must hold."""
+    return [InputSpec(*spec) for spec in graph.input_specs(model)]
+
+
+def prepare(path: str | Path, model: Model, probe: Feeds | None, log: Log = Silence()) -> Prepared:
+    """Simplify and normalise a loaded model.
+
+    Args:
+        path: Its file, for messages.
+        model: As `load_float` gave it; left as it is.
+        probe: A small batch of real inputs to check each step on; None trusts them.
+        log: Told what was left out.
+    """
+    log.stage("Simplifying")
+    before = Session(model, SessionConfig(optimize="basic")).run(probe) if probe is not None else None
+    simplified, reason = simplifier.simplify(model)
+    if reason is not None:
+        log.warn(reason)
+    elif before is not None and probe is not None:
+        wrong = _mismatch(simplified, probe, before)
+        if wrong:
+            reason = f"simplification changed the model ({wrong}); continuing without it"
+            log.warn(reason)
+            simplified = model.clone()
+    graph.lift_constants(simplified)
+    applied = _apply(simplified, probe, log)
+    return Prepared(Path(path), simplified, model, tuple(applied), reason)
+
+
+def _mismatch(model: Model, probe: Feeds, before: dict[str, object]) -> str:
+    try:
+        after = Session(model, SessionConfig(optimize="basic")).run(probe)
+    except ModelError as error:
+        return str(error)
+    gap, where = difference(before, after)  # type: ignore[arg-type]
+    return f"{where} by {gap:.2g} of its range" if gap > PROBE_TOLERANCE else ""
+
+
+def _apply(model: Model, probe: Feeds | None, log: Log) -> Sequence[Applied]:
+    try:
+        return passes.apply(model, passes.DEFAULT, probe)
+    except RewriteError as error:
+        log.warn(str(error))
+        return ()
+
+
+def probe_of(batches: Iterable[Feeds], fixed: bool) -> Feeds:
+    """The first rows of the data; the whole first batch where the model fixes its size."""
+    first = next(islice(iter(batches), 1))
+    return first if fixed else {name: value[:PROBE_ROWS] for name, value in first.items()}

@@ -1,0 +1,116 @@
+"""Verification: does the emitted model run in integers, is it right, is it faster?
+
+The user's own float file is the reference, on rows that calibration did not see, in the runtime at full optimisation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from onnxq import bench, graph
+from onnxq.graph import Model
+from onnxq.pipeline.prepare import Prepared
+from onnxq.runtime import Session, SessionConfig
+from onnxq.types import Coverage, Dataset, Feeds, Latency, Log, QuantPlan, Verdict
+
+COMPARED_ROWS = 256
+GAP_ROWS = 16
+"""Rows on which optimised and unoptimised execution are compared."""
+ALLOWED_GAP = 2.0
+"""Steps of an 8-bit grid over the output's range."""
+
+
+def verify(
+    prepared: Prepared,
+    quantized: Model,
+    plan: QuantPlan,
+    held_out: Dataset,
+    macs: Mapping[str, int],
+    *,
+    time_it: bool = True,
+    seed: int = 0,
+    log: Log,
+) -> Verdict:
+    """Judge `quantized` against the float file it came from.
+
+    Args:
+        prepared: The float side.
+        quantized: The emitted model.
+        plan: What was meant to run in integers.
+        held_out: Rows that calibration did not see.
+        macs: Multiply-accumulates per row by node name.
+        time_it: Measure the latency ratio.
+        seed: Of the bootstrap.
+        log: Progress.
+    """
+    log.stage("Verifying")
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
+        path = Path(scratch) / "quantized.onnx"
+        graph.save(quantized, path)
+        candidate = Session(path)
+        fidelity = bench.compare(Session(prepared.path), candidate, _first(held_out, COMPARED_ROWS))
+        gap = _gap(candidate, path, held_out)
+        coverage = bench.coverage(path, macs, reasons=plan.skipped)
+        latency = _latency(prepared.path, path, held_out, seed, log) if time_it else ()
+        size = _size(path)
+    return Verdict(
+        fidelity=fidelity,
+        coverage=coverage,
+        float_bytes=_size(prepared.path),
+        quantized_bytes=size,
+        latency=latency,
+        optimized_gap=gap,
+        warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size)),
+    )
+
+
+def _first(rows: Dataset, count: int) -> Iterator[Feeds]:
+    taken = 0
+    for feeds in rows:
+        yield feeds
+        taken += len(next(iter(feeds.values())))
+        if taken >= count:
+            return
+
+
+def _gap(candidate: Session, path: Path, rows: Dataset) -> float:
+    """Optimised against unoptimised execution, in output steps."""
+    plain = Session(path, SessionConfig(optimize="off"))
+    gaps = [bench.gap_in_steps(plain.run(feeds), candidate.run(feeds)) for feeds in _first(rows, GAP_ROWS)]
+    return max(gaps, default=0.0)
+
+
+def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, log: Log) -> tuple[Latency, ...]:
+    log.stage("Measuring latency")
+    feeds = next(iter(rows))
+    fixed = any(isinstance(spec.shape[0], int) for spec in Session(path).inputs if spec.shape)
+    one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
+    return bench.measure([float_path, path], feeds=one, seconds=0.5, min_rounds=7, seed=seed)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model file with its external data."""
+    return path.stat().st_size + sum(file.stat().st_size for file in path.parent.glob(f"{path.name}.data*"))
+
+
+def _warnings(
+    plan: QuantPlan, coverage: Coverage, latency: tuple[Latency, ...], gap: float, source: Path, size: int
+) -> Iterable[str]:
+    missed = [node for node in coverage.floats if node.name in plan.weights]
+    if missed:
+        names = ", ".join(node.name for node in missed[:3])
+        yield f"{len(missed)} layers meant for integers run in float: {names}. Please report this."
+    if gap > ALLOWED_GAP:
+        yield (
+            f"the optimised graph differs from the unoptimised one by {gap:.1f} output steps; "
+            f"up to {ALLOWED_GAP:.0f} are rounding."
+        )
+    if size >= source.stat().st_size:
+        yield f"the quantized file is not smaller than {source.name}."
+    ratio = latency[1].ratio if len(latency) > 1 else None
+    if ratio is not None and ratio.low > 1.0:
+        yield f"the quantized model is {ratio.value:.2f}x SLOWER than the float one on this machine."
+    if any(grid.bits < 8 for grid in plan.tensors.values()):
+        yield "activations below 8 bits are simulated: exact, but in float kernels and without a speed gain."

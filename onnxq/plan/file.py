@@ -1,0 +1,113 @@
+"""The plan file: a QuantPlan as JSON, to read, diff, edit by hand and emit again.
+
+Numbers are written with enough digits to come back exactly. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.errors import InputError
+from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+
+SCHEMA = 1
+
+
+def plan_to_json(plan: QuantPlan) -> str:
+    """The plan as a JSON document, one line per tensor, weight and node."""
+    document = {"schema": SCHEMA, **asdict(plan)}
+    return _pretty(document) + "\n"
+
+
+def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
+    """The plan of a JSON document.
+
+    Raises:
+        InputError: It is not a plan; the message names the key.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
+        raise InputError(f"{where} is not a plan of schema {SCHEMA}.")
+    _known(document, QuantPlan, where)
+    try:
+        return QuantPlan(
+            target=document["target"],
+            source=document["source"],
+            tensors={key: _grid(value, f"{where}: tensor {key}") for key, value in document["tensors"].items()},
+            weights={key: _weight(value, f"{where}: weight {key}") for key, value in document["weights"].items()},
+            integer=tuple(document["integer"]),
+            skipped=dict(document["skipped"]),
+            guards=tuple(document.get("guards", ())),
+            sums=tuple(document.get("sums", ())),
+            constants={
+                key: _grid(value, f"{where}: constant {key}") for key, value in document.get("constants", {}).items()
+            },
+            tables=tuple(document.get("tables", ())),
+        )
+    except KeyError as error:
+        raise InputError(f"{where} lacks the key {error}.") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{where} holds a value of the wrong kind: {error}") from error
+
+
+def save_plan(plan: QuantPlan, path: Path) -> None:
+    """Write the plan file."""
+    path.write_text(plan_to_json(plan), encoding="utf-8")
+
+
+def load_plan(path: Path) -> QuantPlan:
+    """Read a plan file; `InputError` when it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return plan_from_json(text, path.name)
+
+
+def _grid(value: Mapping[str, Any], where: str) -> TensorGrid:
+    _known(value, TensorGrid, where)
+    grid = TensorGrid(**value)
+    if not (np.isfinite(grid.scale) and grid.scale > 0):
+        raise InputError(f"{where}: the scale must be a positive number, not {grid.scale}.")
+    return grid
+
+
+def _weight(value: Mapping[str, Any], where: str) -> WeightGrid:
+    _known(value, WeightGrid, where)
+    grid = WeightGrid(tuple(float(step) for step in value["scales"]), value["axis"], value["bits"])
+    if not grid.scales or min(grid.scales) <= 0 or not np.isfinite(grid.scales).all():
+        raise InputError(f"{where}: scales must be positive numbers.")
+    return grid
+
+
+def _known(value: Mapping[str, Any], kind: type, where: str) -> None:
+    names = [entry.name for entry in fields(kind)]
+    for key in value:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{where}: unknown key {key!r}.{hint}")
+
+
+def _pretty(document: Mapping[str, Any]) -> str:
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{inner}\n  }}")
+        elif isinstance(value, list | tuple) and value:
+            inner = ",\n".join(f"    {json.dumps(entry)}" for entry in value)
+            lines.append(f"  {json.dumps(key)}: [\n{inner}\n  ]")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}"

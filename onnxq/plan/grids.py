@@ -1,0 +1,216 @@
+"""From ranges to grids: the second half of a plan.
+
+Tensors that an operator only moves share one grid. The operands and the result of a Concat share one when the
+constraints of their producers allow it: the result has the union's resolution anyway, and the runtime then copies
+bytes. A producer that absorbed a Relu or Clip keeps its range inside that activation's bounds, which is what lets
+the runtime drop the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq import graph
+from onnxq.graph import Layer, Model
+from onnxq.grid import Grid
+from onnxq.plan.placement import Placement
+from onnxq.plan.units import Unit
+from onnxq.plan.weights import absmax, least_squares, room_for_bias
+from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+
+
+@dataclass(frozen=True)
+class Range:
+    """A clipped float interval and the rule that found it."""
+
+    low: float
+    high: float
+    rule: str
+
+    def union(self, other: Range) -> Range:
+        """The smallest range that holds both."""
+        rule = self.rule if self.rule == other.rule else f"{self.rule}|{other.rule}"
+        return Range(min(self.low, other.low), max(self.high, other.high), rule)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bit widths and granularity of a plan.
+
+    Attributes:
+        weight_bits: Bits of the weights of integer layers.
+        activation_bits: Bits of the inputs of layers.
+        per_channel: One weight step per output channel.
+        first_last: Bits of the weights and input of the first and last layer.
+        residual_bits: Bits of tensors that only feed sums or move.
+        narrow: Layers (node names) whose weights get 7 bits, for processors that would saturate.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+    first_last: int = 8
+    residual_bits: int = 8
+    narrow: frozenset[str] = field(default_factory=frozenset)
+
+
+def make_plan(
+    model: Model,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    precision: Precision = Precision(),
+    *,
+    target: str = "cpu",
+) -> QuantPlan:
+    """Give every tensor and weight of `placement` its grid.
+
+    Args:
+        model: The prepared float model.
+        placement: Where nodes run.
+        ranges: A range for every tensor of `placement.tensors`.
+        precision: Bit widths.
+        target: Name of the target profile, recorded.
+    """
+    grouped = Groups(placement, ranges)
+    bits = activation_bits(placement, grouped, precision)
+    tensors: dict[str, TensorGrid] = {}
+    for name in placement.tensors:
+        chosen = grouped.range_of(name)
+        scale, zero_point = Grid(bits[name], signed=False, symmetric=False).from_range(chosen.low, chosen.high)
+        tensors[name] = TensorGrid(scale, zero_point, bits[name], False, name in placement.fixed, chosen.rule)
+    return QuantPlan(
+        target=target,
+        source=graph.digest(model),
+        tensors=tensors,
+        weights=_weights(placement, tensors, precision),
+        integer=tuple(unit.name for unit in placement.units if unit in placement.integer),
+        skipped=dict(placement.skipped),
+        guards=placement.guards,
+        sums=placement.sums,
+        constants=_constants(placement),
+        tables=placement.tables,
+    )
+
+
+def activation_bits(placement: Placement, groups: Groups, precision: Precision) -> dict[str, int]:
+    """Bits of every tensor: those of the layer that reads it, `residual_bits` when none does.
+
+    Tensors that share a grid share its bits; where readers disagree, the larger number holds.
+    """
+    wanted: dict[str, int] = {}
+    layers = placement.layers
+    for index, unit in enumerate(layers):
+        ends = index in (0, len(layers) - 1)
+        bits = precision.first_last if ends else precision.activation_bits
+        root = groups.find(graph.name_of(unit.inputs[0]))
+        wanted[root] = max(bits, wanted.get(root, 0))
+    return {name: wanted.get(groups.find(name), precision.residual_bits) for name in placement.tensors}
+
+
+def _weights(
+    placement: Placement, tensors: Mapping[str, TensorGrid], precision: Precision
+) -> dict[str, WeightGrid]:
+    layers = placement.layers
+    found: dict[str, WeightGrid] = {}
+    for index, unit in enumerate(layers):
+        layer = unit.layer
+        assert layer is not None
+        bits = precision.first_last if index in (0, len(layers) - 1) else precision.weight_bits
+        if unit.name in precision.narrow:
+            bits = min(bits, 7)
+        grid = Grid(bits)
+        axis = layer.axis if precision.per_channel else None
+        input_scale = tensors[graph.name_of(layer.data)].scale
+        found[unit.name] = WeightGrid(_steps(layer, grid, axis, input_scale), axis, bits)
+    return found
+
+
+def _steps(layer: Layer, grid: Grid, axis: int | None, input_scale: float) -> tuple[float, ...]:
+    rule: Callable[..., np.ndarray] = absmax if grid.bits >= 7 else least_squares
+    steps = rule(layer.weight, grid, axis)
+    bias = layer.bias
+    if bias is not None and axis is None:
+        bias = np.abs(bias).max(keepdims=True)
+    return tuple(float(step) for step in room_for_bias(steps, bias, input_scale))
+
+
+def _constants(placement: Placement) -> dict[str, TensorGrid]:
+    grid = Grid(8, signed=False, symmetric=False)
+    found: dict[str, TensorGrid] = {}
+    for unit in placement.units:
+        if unit not in placement.integer:
+            continue
+        for value in unit.constants:
+            array = graph.constant(value)
+            assert array is not None
+            scale, zero_point = grid.from_range(float(array.min()), float(array.max()))
+            found[graph.name_of(value)] = TensorGrid(scale, zero_point, rule="constant")
+    return found
+
+
+class Groups:
+    """Tensors that share one grid, with the union of their ranges."""
+
+    def __init__(self, placement: Placement, ranges: Mapping[str, Range]) -> None:
+        self.parent = {name: name for name in placement.tensors}
+        self.bounds: dict[str, tuple[float, float]] = dict.fromkeys(placement.tensors, (-np.inf, np.inf))
+        integer = [unit for unit in placement.units if unit in placement.integer]
+        for unit in integer:
+            if unit.kind != "move":
+                for value in unit.outputs:
+                    if value.name in self.bounds:
+                        self.bounds[str(value.name)] = (unit.low, unit.high)
+        self.ranges = {name: _clip(ranges[name], *self.bounds[name]) for name in placement.tensors}
+        for unit in integer:
+            if unit.kind == "move":
+                self._tie_move(unit)
+        for unit in integer:
+            if unit.kind == "concat":
+                self._tie_concat(unit)
+
+    def find(self, name: str) -> str:
+        """The tensor that stands for the group of `name`."""
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def range_of(self, name: str) -> Range:
+        """The range of the group of `name`."""
+        return self.ranges[self.find(name)]
+
+    def _tie_move(self, unit: Unit) -> None:
+        """What moves keeps the grid of where it came from: its values are among those values."""
+        source = self.find(graph.name_of(unit.inputs[0]))
+        for value in unit.outputs:
+            if value.name in self.parent:
+                self.parent[self.find(str(value.name))] = source
+
+    def _tie_concat(self, unit: Unit) -> None:
+        names = [graph.name_of(value) for value in (*unit.inputs, *unit.outputs) if value.name in self.parent]
+        roots = list(dict.fromkeys(self.find(name) for name in names))
+        union = self.ranges[roots[0]]
+        low, high = -np.inf, np.inf
+        for root in roots:
+            union = union.union(self.ranges[root])
+            low, high = max(low, self.bounds[root][0]), min(high, self.bounds[root][1])
+        if union.low < low or union.high > high or self._costly(unit, union):
+            return
+        for root in roots:
+            self.parent[root] = roots[0]
+        self.ranges[roots[0]], self.bounds[roots[0]] = union, (low, high)
+
+
+    def _costly(self, unit: Unit, union: Range) -> bool:
+        """Whether a narrow operand that is also read elsewhere would lose more than one bit."""
+        for value in unit.inputs:
+            own = self.range_of(str(value.name)) if value.name in self.parent else union
+            if len(graph.users(value)) > 1 and 2 * (own.high - own.low) < union.high - union.low:
+                return True
+        return False
+
+
+def _clip(found: Range, low: float, high: float) -> Range:
+    return Range(max(found.low, low), min(found.high, high), found.rule)

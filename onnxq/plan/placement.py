@@ -1,0 +1,225 @@
+"""Placement on the CPU: which nodes run in integers, which tensors get a grid, and why the rest stays float.
+
+The rules come from measurements of onnxruntime's CPU kernels (docs/placement.md):
+
+* A Conv becomes an integer kernel only when its output is quantized too, so its output is *forced* onto a grid.
+  A Gemm or MatMul can return float: its output is quantized only when integer kernels read it.
+* Element-wise nodes, pooling and data movement follow: they run in integers when at least one operand is on a grid
+  because a Conv forced it, the others are, too, or were computed from such tensors (a float island inside an integer
+  region), and somebody downstream wants integers. So convolutional networks end up whole in integers, and
+  transformers keep float residuals, attention and normalisation.
+* A tensor that reaches the graph's output is not quantized for the output's sake.
+
+The largest set of units that satisfies this is found by starting with all candidates and removing offenders until
+nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxq import graph
+from onnxq.graph import Model, Node, Value
+from onnxq.plan.units import Unit, is_depthwise, makers, readers, units_of
+
+REDUCES = ("GlobalAveragePool",)
+"""Worth running in integers for their own sake: they read much and return little."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each node runs, before any number is known.
+
+    Attributes:
+        units: All units in graph order.
+        integer: Those that run in integers.
+        tensors: Names of the tensors that need a grid, in graph order.
+        fixed: Those of them whose float value no longer exists: float nodes read the grid, too.
+        skipped: Node name -> why it stays in float.
+        guards: Float layers whose result must be shielded from the runtime's own weight quantization.
+        sums: Residual Add nodes in front of a LayerNormalization.
+        tables: Gather nodes that look up rows of a large constant table.
+    """
+
+    units: tuple[Unit, ...]
+    integer: frozenset[Unit]
+    tensors: tuple[str, ...]
+    fixed: frozenset[str]
+    skipped: dict[str, str]
+    guards: tuple[str, ...]
+    sums: tuple[str, ...]
+    tables: tuple[str, ...]
+
+    @property
+    def layers(self) -> list[Unit]:
+        """Integer units with weights, in graph order."""
+        return [unit for unit in self.units if unit in self.integer and unit.kind == "layer"]
+
+
+def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str] | None = None) -> Placement:
+    """Decide what runs in integers.
+
+    Args:
+        model: The prepared float model; left as it is.
+        keep_float: Names of nodes that must stay in float.
+        refuse: Tensors that must not be quantized -> why (values that calibration found unusable).
+    """
+    units = units_of(model)
+    solver = _Solver(units, set(keep_float), refuse or {})
+    solver.solve()
+    integer = frozenset(solver.integer)
+    tensors = _tensors(units, integer, solver)
+    values = graph.value_map(model)
+    return Placement(
+        units=tuple(units),
+        integer=integer,
+        tensors=tensors,
+        fixed=frozenset(name for name in tensors if solver.fixed(values[name])),
+        skipped=solver.skipped,
+        guards=tuple(_guards(units, integer, set(tensors), solver)),
+        sums=tuple(_residual_sums(units, integer)),
+        tables=tuple(_tables(model)),
+    )
+
+
+class _Solver:
+    """Shrinks the set of integer units until every member has what it needs."""
+
+    def __init__(self, units: list[Unit], keep_float: set[str], refuse: dict[str, str]) -> None:
+        self.units = units
+        self.maker = makers(units)
+        self.readers = readers(units)
+        self.refuse = refuse
+        self.skipped: dict[str, str] = {}
+        self.integer: set[Unit] = set()
+        for unit in units:
+            if any(member.name in keep_float for member in unit.members):
+                self._skip(unit, "asked to stay in float")
+            elif unit.kind == "float":
+                self._skip(unit, unit.reason)
+            else:
+                self.integer.add(unit)
+
+    def _skip(self, unit: Unit, reason: str) -> None:
+        self.integer.discard(unit)
+        self.skipped[unit.name] = reason
+
+    def solve(self) -> None:
+        changed = True
+        while changed:
+            forced, near = self._forced()
+            changed = False
+            for unit in self.units:
+                reason = self._offence(unit, forced, near) if unit in self.integer else ""
+                if reason:
+                    self._skip(unit, reason)
+                    changed = True
+
+    def _forced(self) -> tuple[set[Value], set[Value]]:
+        """Values on a grid because a Conv upstream leaves no choice, and all values computed from such ones."""
+        forced: set[Value] = set()
+        near: set[Value] = set()
+        for unit in self.units:
+            inside = unit in self.integer and not unit.linear
+            if inside and (unit.kind == "layer" or any(value in forced for value in unit.inputs)):
+                forced.update(unit.outputs)
+            if not unit.linear and any(value in forced or value in near for value in unit.inputs):
+                near.update(unit.outputs)
+        return forced, near
+
+    def _offence(self, unit: Unit, forced: set[Value], near: set[Value]) -> str:
+        for value in (*unit.inputs, *unit.outputs):
+            if value.name in self.refuse:
+                return self.refuse[value.name]
+        if unit.layer is not None:
+            return self._lone_depthwise(unit)
+        for value in unit.inputs:
+            if self.maker.get(value) not in self.integer and value not in near:
+                return f"its operand {value.name} is float"
+        if not any(value in forced for value in unit.inputs):
+            return "its operands are float at no extra cost"
+        if unit.node.op_type not in REDUCES and not self._wanted(unit):
+            return "nothing behind it reads integers"
+        return ""
+
+    def _wanted(self, unit: Unit) -> bool:
+        return any(reader in self.integer for value in unit.outputs for reader in self.readers.get(value, ()))
+
+    def _lone_depthwise(self, unit: Unit) -> str:
+        assert unit.layer is not None
+        if not is_depthwise(unit.layer):
+            return ""
+        if self.maker.get(unit.inputs[0]) in self.integer or self._wanted(unit):
+            return ""
+        return "a depthwise convolution between float nodes is faster in float"
+
+    def returns_grid(self, unit: Unit) -> bool:
+        """Whether the outputs of an integer unit are quantized."""
+        return not unit.linear or self._wanted(unit)
+
+    def fixed(self, value: Value) -> bool:
+        """Whether every reader of a quantized `value` has to read it from its grid."""
+        unit = self.maker.get(value)
+        if unit is None or unit not in self.integer:
+            return False
+        if not unit.linear:
+            return True
+        inside = all(reader in self.integer for reader in self.readers.get(value, ()))
+        return inside and not value.is_graph_output() and len(graph.users(value)) > 0
+
+
+def _tensors(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for unit in units:
+        if unit not in integer:
+            continue
+        found.update((graph.name_of(value), None) for value in unit.inputs)
+        if solver.returns_grid(unit):
+            found.update((graph.name_of(value), None) for value in unit.outputs if value.name)
+    return tuple(found)
+
+
+def _guards(units: list[Unit], integer: frozenset[Unit], tensors: set[str], solver: _Solver) -> Iterable[str]:
+    """Float nodes that the runtime would quantize by itself between a DequantizeLinear and a QuantizeLinear.
+
+    Layers would get int8 weights with a single scale, Softmax its slow integer kernel with a fixed [0, 1] range.
+    """
+    for unit in units:
+        if unit in integer or (unit.layer is None and unit.node.op_type != "Softmax"):
+            continue
+        output = unit.layer.output if unit.layer is not None else unit.output
+        activation = graph.activation_after(output)
+        result = activation.node.outputs[0] if activation is not None else output
+        data = unit.inputs[0]
+        if result.name in tensors and data.name in tensors and solver.fixed(data):
+            yield unit.name
+
+
+def _residual_sums(units: list[Unit], integer: frozenset[Unit]) -> Iterable[str]:
+    """Float additions that feed a normalisation: the runtime's fused SkipLayerNormalization is slower than both."""
+    for unit in units:
+        if unit in integer or unit.node.op_type != "Add" or unit.constants or len(unit.members) > 1:
+            continue
+        if any(_normalises(user) for user in graph.users(unit.output)):
+            yield unit.name
+
+
+def _normalises(node: Node) -> bool:
+    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
+        return True
+    return node.op_type == "ReduceMean"  # the first node of a decomposed LayerNormalization
+
+
+TABLE_ELEMENTS = 16_384
+"""Smaller tables are not worth an extra node."""
+
+
+def _tables(model: Model) -> Iterable[str]:
+    """Row look-ups in a constant float table (token embeddings) that nothing else reads."""
+    for node in graph.nodes(model, "Gather"):
+        table = graph.constant(node.inputs[0])
+        if table is None or table.ndim != 2 or table.dtype.name != "float32" or table.size < TABLE_ELEMENTS:
+            continue
+        if graph.attribute(node, "axis", 0) == 0 and graph.constant(node.inputs[1]) is None:
+            yield str(node.name)

@@ -1,0 +1,27 @@
+"""What people and programs read: terminal tables and JSON."""
+
+from onnxq.report.document import (
+    benchmark_document,
+    evaluation_document,
+    inspection_document,
+    quantize_document,
+    to_json,
+)
+from onnxq.report.terminal import (
+    print_benchmark,
+    print_evaluation,
+    print_inspection,
+    print_quantize,
+)
+
+__all__ = [
+    "benchmark_document",
+    "evaluation_document",
+    "inspection_document",
+    "print_benchmark",
+    "print_evaluation",
+    "print_inspection",
+    "print_quantize",
+    "quantize_document",
+    "to_json",
+]

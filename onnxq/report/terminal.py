@@ -1,0 +1,186 @@
+"""Results as terminal tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxq.types import Coverage, Evaluation, Inspection, Interval, Latency, Summary, Verdict
+
+SHOWN = 6
+"""Most rows of a list; the rest is in the JSON."""
+
+
+def print_quantize(console: Console, run: Summary) -> None:
+    """The table at the end of `quantize`, and what stayed float and why."""
+    if run.verdict is None:
+        _print_plan(console, run)
+        return
+    console.print(_verdict_table(run, run.verdict))
+    _print_floats(console, run.verdict.coverage)
+    for warning in run.verdict.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _verdict_table(run: Summary, verdict: Verdict) -> Table:
+    table = Table(show_header=True, header_style="bold", box=None, pad_edge=False)
+    for heading, justify in (("", "left"), ("float", "right"), ("quantized", "right"), ("", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    shrink = verdict.float_bytes / max(verdict.quantized_bytes, 1)
+    table.add_row("size", _bytes(verdict.float_bytes), _bytes(verdict.quantized_bytes), f"{shrink:.2f}x smaller")
+    if len(verdict.latency) > 1:
+        plain, quick = verdict.latency
+        table.add_row("latency, 1 thread", f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", _speed(quick.ratio))
+    if run.evaluation is not None and run.evaluation.accuracy is not None:
+        base = run.evaluation.reference_accuracy
+        table.add_row(
+            "top-1",
+            _percent(base) if base is not None else "-",
+            _percent(run.evaluation.accuracy),
+            f"{run.evaluation.rows} labelled rows; {_significance(run.evaluation.p_value)}",
+        )
+    if verdict.fidelity.agreement is not None:
+        agreement = verdict.fidelity.agreement
+        table.add_row("top-1 agreement", "", _percent(agreement), f"{verdict.fidelity.rows} held-out rows")
+    for name, sqnr in verdict.fidelity.sqnr_db.items():
+        table.add_row("SQNR", "", f"{sqnr:.1f} dB", f"output {escape(name)}")
+    coverage = verdict.coverage
+    table.add_row("integer coverage", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
+    return table
+
+
+def _macs(coverage: Coverage) -> str:
+    kernels = sum(count for name, count in coverage.kernels.items() if name.startswith(("QLinear", "QGemm", "MatMulInteger")))
+    return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates, in {kernels} integer kernels"
+
+
+def _print_floats(console: Console, coverage: Coverage) -> None:
+    if not coverage.floats:
+        return
+    console.print("\n[bold]stayed float[/]")
+    groups = Counter((node.op_type, node.reason) for node in coverage.floats)
+    for (op_type, reason), count in groups.most_common(SHOWN):
+        names = [node.name for node in coverage.floats if (node.op_type, node.reason) == (op_type, reason)]
+        more = f" and {count - 1} more" if count > 1 else ""
+        console.print(f"  {op_type} {escape(names[0])}{more}: {escape(reason)}")
+    if len(groups) > SHOWN:
+        console.print(f"  ... and {len(groups) - SHOWN} more kinds (--json lists all)")
+
+
+def _print_plan(console: Console, run: Summary) -> None:
+    table = Table(header_style="bold", box=None, pad_edge=False, title="plan (nothing was written)", title_justify="left")
+    for heading in ("layer", "weights", "scales"):
+        table.add_column(heading)
+    for name, grid in run.plan.weights.items():
+        table.add_row(escape(name), f"int{grid.bits}", "per channel" if grid.axis is not None else "per tensor")
+    console.print(table)
+    console.print(f"{len(run.plan.integer)} nodes in integers, {len(run.plan.tensors)} quantized tensors")
+    for reason, count in Counter(run.plan.skipped.values()).most_common(SHOWN):
+        console.print(f"  {count} nodes stay float: {escape(reason)}")
+
+
+def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
+    """One line per figure."""
+    if found.accuracy is not None:
+        console.print(f"top-1      {_percent(found.accuracy)}   ({found.rows} rows, {escape(model)})")
+    if found.reference_accuracy is not None:
+        console.print(f"reference  {_percent(found.reference_accuracy)}   {_significance(found.p_value)}")
+    if found.fidelity is not None:
+        if found.fidelity.agreement is not None:
+            console.print(f"agreement  {_percent(found.fidelity.agreement)}")
+        for name, sqnr in found.fidelity.sqnr_db.items():
+            console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
+
+
+def print_benchmark(console: Console, latencies: Sequence[Latency]) -> None:
+    """One row per model and setting; ratios are to the first model of the setting."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("model", "provider", "threads", "batch", "median", "p95", "against the first"):
+        table.add_column(heading, justify="right" if heading in ("threads", "batch", "median", "p95") else "left")
+    for latency in latencies:
+        provider = latency.provider
+        if latency.ran_on and latency.ran_on != (provider,):
+            provider = f"{provider} (ran on {', '.join(latency.ran_on)})"
+        table.add_row(
+            escape(latency.model),
+            provider,
+            str(latency.threads),
+            str(latency.batch),
+            f"{latency.median_ms:.3f} ms",
+            f"{latency.p95_ms:.3f} ms",
+            _speed(latency.ratio) if latency.ratio is not None else "-",
+        )
+    console.print(table)
+
+
+def print_inspection(console: Console, found: Inspection) -> None:
+    """What is in a file."""
+    console.print(f"[bold]{escape(found.path)}[/]  {_bytes(found.bytes)}, opset {found.opset}, IR {found.ir_version}")
+    for spec in found.inputs:
+        console.print(f"  input   {escape(str(spec))}")
+    for name in found.outputs:
+        console.print(f"  output  {escape(name)}")
+    weights = ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in found.weight_bytes.items())
+    console.print(f"  weights {weights or 'none'}")
+    operators = ", ".join(f"{count} {name}" for name, count in list(found.operators.items())[:12])
+    console.print(f"  nodes   {operators}")
+    if found.coverage is not None:
+        console.print(f"  integer coverage {100 * found.coverage.share:.1f} % {_macs(found.coverage)}")
+    for key, text in found.provenance.items():
+        console.print(f"  {key.removeprefix('onnxq.')}: {escape(text)}", soft_wrap=True)
+    if found.layers:
+        console.print(_layer_table(found))
+
+
+def _layer_table(found: Inspection) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("layer", "op", "weight", "stored", "input", "scale", "zero point", "output"):
+        table.add_column(heading)
+    for layer in found.layers:
+        stored = layer.weight_dtype + (f" x {layer.weight_scales} scales" if layer.weight_scales else "")
+        table.add_row(
+            escape(layer.name),
+            layer.op_type,
+            "x".join(map(str, layer.weight_shape)),
+            stored,
+            layer.input_dtype,
+            "-" if layer.input_scale is None else f"{layer.input_scale:.4g}",
+            "-" if layer.input_zero_point is None else str(layer.input_zero_point),
+            layer.output_dtype,
+        )
+    return table
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def _percent(interval: Interval) -> str:
+    half = 100 * (interval.high - interval.low) / 2
+    return f"{100 * interval.value:.2f} ± {half:.2f} %"
+
+
+def _speed(ratio: Interval | None) -> str:
+    if ratio is None:
+        return "-"
+    faster = f"95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f}"
+    if ratio.low <= 1.0 <= ratio.high:
+        return f"no difference ({faster})"
+    if ratio.value < 1.0:
+        return f"{1 / ratio.value:.2f}x faster ({faster})"
+    return f"{ratio.value:.2f}x SLOWER (95 % CI {ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def _significance(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return f"{'a real difference' if p_value < 0.05 else 'no significant difference'} (McNemar p = {p_value:.2g})"

@@ -1,0 +1,137 @@
+"""General graph simplification by onnxsim: constant shapes folded, no-ops and duplicates removed.
+
+It is native code that can crash, hang or eat memory on odd models, so it runs in a child process with a time
+and a memory limit, and whatever happens there, quantization goes on with the model as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq import graph
+from onnxq.errors import OnnxqError
+
+CHILD = Path(__file__).with_name("child.py")
+"""The child's program."""
+_GIB = 1 << 30
+
+
+def simplify(
+    model: graph.Model, *, timeout_s: float = 120, memory_bytes: int | None = None
+) -> tuple[graph.Model, str | None]:
+    """Simplify `model`, if that works.
+
+    Inputs and outputs keep their names, order, types and shapes, dynamic axes included; the operator set
+    stays.
+
+    Args:
+        model: Left as it is.
+        timeout_s: Wall-clock seconds the child process may take.
+        memory_bytes: Address space the child process may take; None: 8 GiB and six times the weights.
+
+    Returns:
+        The simplified model and None; or `model` itself and one sentence that says why it was not simplified.
+    """
+    limit = 8 * _GIB + 6 * graph.nbytes(model) if memory_bytes is None else memory_bytes
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+            source, destination = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
+            graph.save(_with_output_shapes(model), source)
+            failure = _run_child(source, destination, timeout_s, limit)
+            if failure is not None:
+                return model, f"simplification {failure}; continuing without it"
+            simplified = graph.load(destination)
+            ir.external_data.load_to_model(simplified)  # the folder is about to disappear
+    except (OSError, OnnxqError) as error:
+        return model, f"simplification failed ({_one_line(str(error))}); continuing without it"
+    difference = _restore_interface(simplified, model)
+    if difference is not None:
+        return model, f"simplification changed the model's {difference}; continuing without it"
+    return simplified, None
+
+
+def _with_output_shapes(model: graph.Model) -> graph.Model:
+    """`model`, or a copy with inferred shapes when an output has none: onnxsim rejects that."""
+    if all(output.shape is not None for output in model.graph.outputs):
+        return model
+    copy = model.clone()
+    graph.infer_shapes(copy)
+    return copy
+
+
+def _run_child(source: Path, destination: Path, timeout_s: float, memory_bytes: int) -> str | None:
+    """Run the child process to its end; returns None or what went wrong, as a predicate."""
+    # -P: the child's own folder must not shadow packages. Arenas count as address space, one per thread.
+    command = [
+        sys.executable,
+        "-P",
+        str(CHILD),
+        str(source),
+        str(destination),
+        str(memory_bytes),
+        str(timeout_s),
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"took longer than {timeout_s:g} s"
+    errors = done.stderr.decode(errors="replace")
+    if done.returncode == 0:
+        return None if destination.is_file() else "wrote no model"
+    if "bad_alloc" in errors or "out of memory" in errors or "Cannot allocate memory" in errors:
+        return f"ran out of memory (limit {memory_bytes / _GIB:.1f} GiB)"
+    if done.returncode < 0:
+        return f"crashed ({_signal_name(-done.returncode)})"
+    return f"failed ({_one_line(_last_line(errors))})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _restore_interface(simplified: graph.Model, model: graph.Model) -> str | None:
+    """Put back what identifies the model from outside; returns what cannot be put back."""
+    for kind, new, old in (
+        ("inputs", simplified.graph.inputs, model.graph.inputs),
+        ("outputs", simplified.graph.outputs, model.graph.outputs),
+    ):
+        if [(value.name, value.dtype) for value in new] != [(value.name, value.dtype) for value in old]:
+            return kind
+        for value, before in zip(new, old, strict=True):
+            if before.shape is not None:
+                value.shape = before.shape.copy()
+    if graph.opset(simplified) != graph.opset(model):
+        return "operator set"
+    simplified.graph.name, simplified.ir_version = model.graph.name, model.ir_version
+    # onnxsim logs every node it removed into the metadata, which would travel with the quantized file.
+    simplified.metadata_props.clear()
+    simplified.metadata_props.update(model.metadata_props)
+    return None

@@ -1,0 +1,74 @@
+"""The program of the child process: onnxsim on one file. It is started by path and imports nothing of onnxq.
+
+Usage: child.py SOURCE DESTINATION MEMORY_BYTES SECONDS
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+SKIPPED = [
+    "fuse_matmul_add_bias_into_gemm",  # MatMul + Add is what the integer kernels want, in any rank
+    "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_qkv",
+    "fuse_attention",
+    "fuse_rms_norm",
+    "fuse_bn_into_conv",  # our own pass does it in float64, says why it declines, and is checked on data
+    "fuse_transpose_into_gemm",  # no integer kernel takes a transposed first operand
+]
+"""Optimizers that do not serve quantization."""
+LARGEST_FOLDED = "64MB"
+"""Constants above this are left to be computed at run time."""
+SINGLE_FILE_LIMIT = 1_900_000_000
+
+
+def limit(memory_bytes: int, seconds: float) -> None:
+    """Let the kernel end this process when it takes more memory or time, even when nobody waits for it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(math.ceil(seconds) + 5)
+
+
+def simplify(source: Path, destination: Path) -> None:
+    """Write the simplified form of `source` to `destination`."""
+    os.environ["ONNXSIM_CERTIFY"] = "0"
+    # onnxsim imports torch where that is installed: four seconds for what is not used here.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    import onnx
+    import onnxsim
+
+    simplified, _ = onnxsim.simplify(
+        str(source), skipped_optimizers=SKIPPED, tensor_size_threshold=LARGEST_FOLDED
+    )
+    if simplified.ByteSize() > SINGLE_FILE_LIMIT:
+        onnx.save(simplified, destination, save_as_external_data=True, location=f"{destination.name}.data")
+    else:
+        onnx.save(simplified, destination)
+
+
+def main() -> int:
+    """Exit code 0; or 1 and the reason as the last line of stderr."""
+    source, destination, memory_bytes, seconds = sys.argv[1:]
+    try:
+        limit(int(memory_bytes), float(seconds))
+        simplify(Path(source), Path(destination))
+    except MemoryError:
+        print("out of memory", file=sys.stderr)
+        return 1
+    except Exception as error:
+        text = " ".join(str(error).split())
+        print(f"{type(error).__name__}: {text}" if text else type(error).__name__, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

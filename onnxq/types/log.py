@@ -1,0 +1,41 @@
+"""Where a run says what it is doing."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Log(Protocol):
+    """Where a run says what it is doing."""
+
+    def stage(self, text: str) -> None:
+        """A new step begins."""
+        ...
+
+    def advance(self, done: int) -> None:
+        """So many rows of the current step are done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something the user must read."""
+        ...
+
+
+class Silence:
+    """A log that nobody reads."""
+
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def advance(self, done: int) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str) -> None:
+        """Say nothing."""

@@ -1,0 +1,219 @@
+"""What measurements and whole runs return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxq.types.flow import InputSpec, QuantPlan
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with a 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one model in one setting.
+
+    Attributes:
+        model: Path of the file.
+        provider: "cpu", "cuda", ...: the provider asked for.
+        ran_on: Providers that nodes really ran on.
+        threads: Intra-op threads.
+        batch: Rows per call.
+        samples_ms: Raw wall times of single calls, milliseconds.
+        median_ms: Their median.
+        p95_ms: Their 95th percentile.
+        ratio: Paired ratio to the first model of the same setting (below 1 is faster), None for that first model.
+    """
+
+    model: str
+    provider: str
+    ran_on: tuple[str, ...]
+    threads: int
+    batch: int
+    samples_ms: tuple[float, ...]
+    median_ms: float
+    p95_ms: float
+    ratio: Interval | None
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    """A node that stayed in float, and why."""
+
+    name: str
+    op_type: str
+    reason: str
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the provider's optimised graph executes.
+
+    Attributes:
+        integer_macs: Multiply-accumulates per row of Conv/Gemm/MatMul nodes in integer kernels.
+        total_macs: Of all such nodes, with constant weights or not.
+        kernels: Number of nodes by kernel name in the optimised graph.
+        floats: Weighted nodes (and matrix products of activations) that run in float.
+    """
+
+    integer_macs: int
+    total_macs: int
+    kernels: Mapping[str, int]
+    floats: tuple[FloatNode, ...]
+
+    @property
+    def share(self) -> float:
+        """Integer coverage, 0 to 1."""
+        return self.integer_macs / self.total_macs if self.total_macs else 0.0
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near the quantized model's outputs are to the float model's, on rows calibration did not see.
+
+    Attributes:
+        rows: Number of rows compared.
+        sqnr_db: Signal-to-quantization-noise ratio per output, decibels.
+        agreement: Share of rows with the same arg-max, None where no output looks like logits.
+    """
+
+    rows: int
+    sqnr_db: Mapping[str, float]
+    agreement: Interval | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification found about a quantized model.
+
+    Attributes:
+        fidelity: Against the float model on held-out rows.
+        coverage: Of the provider's optimised graph.
+        float_bytes: Size of the float file.
+        quantized_bytes: Size of the quantized file.
+        latency: (float, quantized) measured in interleaved pairs; empty when not measured.
+        optimized_gap: Largest difference between optimised and unoptimised execution, in steps of an 8-bit grid over
+            the output's range.
+        warnings: Sentences the user must read.
+    """
+
+    fidelity: Fidelity
+    coverage: Coverage
+    float_bytes: int
+    quantized_bytes: int
+    latency: tuple[Latency, ...]
+    optimized_gap: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        rows: Rows used.
+        accuracy: Top-1 with a 95 % interval; None without labels.
+        reference_accuracy: The reference's top-1 on the same rows.
+        p_value: McNemar's exact test of "both models are equally often right"; None without reference or labels.
+        fidelity: Against the reference; None without one.
+    """
+
+    rows: int
+    accuracy: Interval | None
+    reference_accuracy: Interval | None
+    p_value: float | None
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One weighted node.
+
+    Attributes:
+        name: Node name.
+        op_type: Operator.
+        weight_shape: Shape of its weight.
+        weight_dtype: How the weight is stored ("float32", "int8").
+        weight_scales: Number of weight scales, 0 for float weights.
+        input_dtype: Codes of its input ("uint8", "int8"), or "float32".
+        input_scale: Step of its input's grid, None in float.
+        input_zero_point: Code of 0.0, None in float.
+        output_dtype: Codes of its result (behind an activation), or "float32".
+    """
+
+    name: str
+    op_type: str
+    weight_shape: tuple[int, ...]
+    weight_dtype: str
+    weight_scales: int
+    input_dtype: str
+    input_scale: float | None
+    input_zero_point: int | None
+    output_dtype: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        path: The file.
+        bytes: Its size with external data.
+        opset: Version of the standard operator set.
+        ir_version: Of the file format.
+        inputs: Model inputs.
+        outputs: Model output names.
+        operators: Number of nodes by operator, most frequent first.
+        weight_bytes: Bytes of initializers by element type.
+        layers: Weighted nodes in graph order.
+        coverage: Integer coverage on this machine's CPU; None for a float model.
+        provenance: What onnxq recorded in the file.
+    """
+
+    path: str
+    bytes: int
+    opset: int
+    ir_version: int
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    operators: Mapping[str, int]
+    weight_bytes: Mapping[str, int]
+    layers: tuple[LayerInfo, ...]
+    coverage: Coverage | None
+    provenance: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run of `quantize`, as reports show it.
+
+    Attributes:
+        source: The float file.
+        output: The quantized file; None when it was not written.
+        recipe: The resolved recipe's fields.
+        data: Where the calibration rows came from.
+        rows: Number of rows that calibrated the ranges.
+        plan: Grids and placement.
+        verdict: What verification found; None for a dry run.
+        evaluation: On the labelled rows that were given.
+        seconds: Wall time of the run.
+    """
+
+    source: str
+    output: str | None
+    recipe: Mapping[str, object]
+    data: Mapping[str, object]
+    rows: int
+    plan: QuantPlan
+    verdict: Verdict | None
+    evaluation: Evaluation | None = None
+    seconds: float = 0.0
