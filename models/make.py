@@ -159,7 +159,7 @@ def export(net: nn.Module, path: Path) -> None:
     TrainingMode.EVAL, the exporter folds each of them into the convolution before it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # the exporter's age, and folding beside PRESERVE: both are meant
         torch.onnx.export(
             net,
             (torch.zeros(1, 3, SIZE, SIZE),),

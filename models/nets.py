@@ -102,7 +102,8 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens after attention and perceptron."""
         attended: Tensor = x + self.drop(self.attention(self.norm1(x)))
-        return attended + self.drop(self.mlp(self.norm2(attended)))
+        mixed: Tensor = attended + self.drop(self.mlp(self.norm2(attended)))
+        return mixed
 
 
 class DigitsTransformer(nn.Module):

@@ -50,8 +50,8 @@ class SessionConfig:
         threads: Intra-op threads; 0 leaves it to the runtime.
         optimize: Graph optimisation level.
         profile: File prefix for the runtime's own profile, or None.
-        stop_spinning: Worker threads sleep as soon as a call returns instead of waiting busily for the next one: needed
-            where several sessions take turns, or each slows the next.
+        stop_spinning: Worker threads sleep as soon as a call returns instead of waiting busily for the next one:
+            needed where several sessions take turns, or each slows the next.
     """
 
     provider: str = "cpu"

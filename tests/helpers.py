@@ -13,7 +13,7 @@ from onnxq.runtime import Session, SessionConfig
 
 
 def proto(text, opset=17, **constants):
-    """The ModelProto of an ONNX text graph, for example `g (float[1,4] x, float[4,2] w) => (float[1,2] y) { ... }`.
+    """The ModelProto of an ONNX text graph, such as `g (float[1,4] x, float[4,2] w) => (float[1,2] y) {...}`.
 
     Inputs of the graph that `constants` names become initializers. Unnamed nodes stay unnamed.
     """

@@ -173,7 +173,7 @@ def _gap(a: Array, b: Array) -> float:
     if not (finite == np.isfinite(y)).all() or not finite.any():
         return math.inf
     spread = float(np.ptp(x[finite]))
-    widest = float(np.abs(x - y)[finite].max())
+    widest = float(np.abs(x[finite] - y[finite]).max())
     if spread == 0:
         return math.inf if widest else 0.0
     return widest * STEPS / spread

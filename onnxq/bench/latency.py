@@ -84,9 +84,7 @@ def measure(
         EnvironmentFault: A provider is not there.
     """
     tell = progress or (lambda line: None)
-    _check(models, threads, batches)
-    for provider in providers:
-        runtime.require_provider(provider)
+    _check(models, providers, threads, batches)
     specs = merge_specs({str(path): runtime.Session(path, _LOOK).inputs for path in models})
     found: list[Latency] = []
     sizes = _batches(specs, batches, tell)
@@ -100,13 +98,17 @@ def measure(
     return tuple(found)
 
 
-def _check(models: Sequence[Path], threads: Sequence[int], batches: Sequence[int]) -> None:
+def _check(
+    models: Sequence[Path], providers: Sequence[str], threads: Sequence[int], batches: Sequence[int]
+) -> None:
     if not models:
         raise UsageError("there is no model to measure.")
     if any(count < 0 for count in threads):
         raise UsageError(f"a number of threads cannot be negative: {min(threads)}.")
     if any(size < 1 for size in batches):
         raise UsageError(f"a batch has at least one row, not {min(batches)}.")
+    for provider in providers:
+        runtime.require_provider(provider)
 
 
 def _batches(

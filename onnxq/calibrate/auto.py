@@ -1,7 +1,7 @@
 """`auto`: per tensor, the range that hurts the layers behind it least.
 
-For every tensor that feeds layers, each rule's range is tried on a sample of rows: the layers are run by onnxruntime
-once on the float tensor x and once per candidate on its rounded version, and the candidate with the least
+For every tensor that feeds layers, each rule's range is tried on a sample of rows: onnxruntime runs the layers on the
+float tensor x and on its rounded versions, and the candidate with the least
 
     sum over the layers behind x of  ||layer(round(x)) - layer(x)||^2 / ||layer(x)||^2
 
@@ -34,7 +34,7 @@ def choose(
     rows: Sequence[Feeds],
     grid: Grid,
     *,
-    config: SessionConfig = SessionConfig(),
+    config: SessionConfig = SessionConfig(stop_spinning=True),
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, tuple[float, float, str]]:
     """(low, high, rule) for every observed tensor.
@@ -86,7 +86,7 @@ def _errors(
 ) -> dict[str, np.ndarray]:
     inner = [name for name in trials if name not in {spec[0] for spec in graph.input_specs(model)}]
     prefix = Session(graph.with_outputs(model, inner, keep=False), config) if inner else None
-    heads = {name: _head(model, name, readers[name], config) for name in trials}
+    heads = {name: Session(graph.layers_model(model, readers[name]), config) for name in trials}
     errors = {name: np.zeros(len(choices)) for name, choices in trials.items()}
     for done, feeds in enumerate(rows, 1):
         values = prefix.run(feeds, inner) if prefix is not None else {}
@@ -98,20 +98,14 @@ def _errors(
     return errors
 
 
-def _head(model: Model, name: str, layers: Sequence[Layer], config: SessionConfig) -> Session:
-    outputs = [graph.name_of(layer.output) for layer in layers]
-    return Session(graph.extract(model, [name], outputs), config)
-
-
 def _trial(
     head: Session, name: str, x: Array, choices: Sequence[tuple[float, float, str]], grid: Grid
 ) -> np.ndarray:
-    wanted = head.run({name: x})
-    powers = {key: max(float(np.square(value, dtype=np.float64).sum()), 1e-30) for key, value in wanted.items()}
+    """Relative output error of every choice; x and its rounded versions go through the layers in one run."""
+    versions = [x, *(fake_quantize(x, *grid.from_range(low, high), grid) for low, high, _ in choices)]
     errors = np.zeros(len(choices))
-    for index, (low, high, _) in enumerate(choices):
-        rounded = fake_quantize(x, *grid.from_range(low, high), grid)
-        for key, value in head.run({name: rounded}).items():
-            gap = value - wanted[key]
-            errors[index] += float(np.vdot(gap, gap)) / powers[key]
+    for outputs in head.run({name: np.concatenate(versions)}).values():
+        wanted, *tried = np.split(outputs, len(versions))
+        power = max(float(np.vdot(wanted, wanted)), 1e-30)
+        errors += [float(np.vdot(gap, gap)) / power for gap in (version - wanted for version in tried)]
     return errors

@@ -13,7 +13,7 @@ from onnxq.types import TensorStats
 
 BINS = 8192
 """At 8 bits a step of the grid then spans 16 bins or more."""
-VALUES_PER_BATCH = 1 << 18
+VALUES_PER_BATCH = 1 << 16
 """Larger batches are thinned for the histogram; extremes are always taken from every value."""
 
 
@@ -80,7 +80,7 @@ class Histogram:
             return
         scale = np.float32(BINS / (2.0 * self._limit))
         index = ((values + np.float32(self._limit)) * scale).astype(np.int64)
-        np.clip(index, 0, BINS - 1, out=index)
+        np.minimum(index, BINS - 1, out=index)
         self._counts += stride * np.bincount(index, minlength=BINS)
 
     def stats(self) -> TensorStats:

@@ -29,7 +29,7 @@ def observe(
     tensors: Sequence[str],
     shapes_of: Sequence[str] = (),
     *,
-    config: SessionConfig = SessionConfig(),
+    config: SessionConfig = SessionConfig(stop_spinning=True),
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Observations:
@@ -77,7 +77,7 @@ def has_free_rows(session: Session) -> bool:
 
 
 def probe_shapes(
-    model: Model, feeds: Feeds, names: Sequence[str], config: SessionConfig = SessionConfig()
+    model: Model, feeds: Feeds, names: Sequence[str], config: SessionConfig = SessionConfig(stop_spinning=True)
 ) -> dict[str, tuple[int, ...]]:
     """Run-time shapes of the values called `names` for `feeds`."""
     if not names:

@@ -98,7 +98,7 @@ class Distance:
             bound = max(-stats.low, stats.high)
             best = min(self._shrunk(bound), key=lambda b: self._error(centres, counts, -b, b, grid))
             return -best, best
-        for _ in range(2):
+        for _ in range(2 if low < 0 < high else 1):
             start = low
             if stats.high > 0:
                 high = min(

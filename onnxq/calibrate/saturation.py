@@ -35,7 +35,7 @@ def saturating(
     rows: Sequence[Feeds],
     *,
     seed: int = 0,
-    config: SessionConfig = SessionConfig(),
+    config: SessionConfig = SessionConfig(stop_spinning=True),
 ) -> dict[str, float]:
     """Share of saturated pairs of every layer that has any, by node name.
 

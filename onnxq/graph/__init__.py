@@ -49,7 +49,7 @@ from onnxq.graph.look import (
     users,
     value_map,
 )
-from onnxq.graph.slices import extract, with_outputs
+from onnxq.graph.slices import cut_at_codes, layers_model, with_outputs
 
 __all__ = [
     "LAYER_OPS",
@@ -69,14 +69,15 @@ __all__ = [
     "bypass",
     "constant",
     "convert_opset",
+    "cut_at_codes",
     "digest",
     "dtype_name",
-    "extract",
     "forget_shapes",
     "in_subgraph",
     "infer_shapes",
     "input_specs",
     "layer_of",
+    "layers_model",
     "lift_constants",
     "load",
     "lowest_ir_version",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxq.graph.look import value_map
+from onnxq.graph.layers import Layer
+from onnxq.graph.look import name_of, value_map
 
 
 def with_outputs(model: ir.Model, names: Sequence[str], *, keep: bool = True) -> ir.Model:
@@ -32,12 +33,58 @@ def with_outputs(model: ir.Model, names: Sequence[str], *, keep: bool = True) ->
     return copy
 
 
-def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """The part of `model` between the values `inputs` and `outputs`, with the initializers it needs.
+def cut_at_codes(model: ir.Model) -> tuple[ir.Model, dict[str, str]]:
+    """A copy of a QDQ model, cut open at every QuantizeLinear.
 
-    Raises:
-        ValueError: `outputs` need a graph input that is not among `inputs`.
+    The codes of each QuantizeLinear become an output, and what read them reads a new input instead. What remains are
+    independent islands of one kernel each (or a few float nodes), which a single run evaluates on given codes.
+
+    Returns:
+        The copy, and the name of the new input for each output that it takes the place of.
     """
     copy = model.clone()
-    graph = ir.convenience.extract(copy.graph, list(inputs), list(outputs))
-    return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+    entries: dict[str, str] = {}
+    for node in list(copy.graph):
+        codes = node.outputs[0]
+        if node.op_type != "QuantizeLinear" or codes.is_graph_output():
+            continue
+        zero = node.inputs[2]
+        dtype = zero.const_value.dtype if zero is not None and zero.const_value is not None else ir.DataType.UINT8
+        entry = ir.Value(name=f"{codes.name}__given", type=ir.TensorType(dtype))
+        for use in list(codes.uses()):
+            use.node.replace_input_with(use.idx, entry)
+        codes.type = ir.TensorType(dtype)
+        copy.graph.inputs.append(entry)
+        copy.graph.outputs.append(codes)
+        entries[name_of(codes)] = name_of(entry)
+    return copy, entries
+
+
+def layers_model(model: ir.Model, layers: Sequence[Layer]) -> ir.Model:
+    """A model of nothing but `layers`, which all read the same value; it returns their outputs."""
+    source = layers[0].data
+    entry = ir.Value(name=name_of(source), type=ir.TensorType(ir.DataType.FLOAT))
+    made: dict[ir.Value, ir.Value] = {source: entry}
+    nodes: list[ir.Node] = []
+    stored: dict[ir.Value, ir.Value] = {}
+    for layer in layers:
+        for node in (layer.node, *([layer.bias_add] if layer.bias_add is not None else [])):
+            nodes.append(_copy(node, made, stored))
+    outputs = [made[layer.output] for layer in layers]
+    graph = ir.Graph(
+        [entry], outputs, nodes=nodes, initializers=list(stored.values()), opset_imports=model.opset_imports, name="layers"
+    )
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def _copy(node: ir.Node, made: dict[ir.Value, ir.Value], stored: dict[ir.Value, ir.Value]) -> ir.Node:
+    inputs: list[ir.Value | None] = []
+    for value in node.inputs:
+        if value is not None and value not in made and value not in stored:
+            stored[value] = ir.Value(
+                name=name_of(value), shape=value.shape, type=value.type, const_value=value.const_value
+            )
+        inputs.append(None if value is None else made.get(value) or stored[value])
+    output = ir.Value(name=name_of(node.outputs[0]), type=ir.TensorType(ir.DataType.FLOAT))
+    made[node.outputs[0]] = output
+    return ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=[output], name=node.name)

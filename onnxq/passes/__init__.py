@@ -5,9 +5,17 @@ from onnxq.passes.drop_identity import DropIdentity
 from onnxq.passes.fold_batch_norm import FoldBatchNorm
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_pad import FoldPad
+from onnxq.passes.mean_to_pool import MeanToPool
 from onnxq.passes.normalize_gemm import NormalizeGemm
 
-DEFAULT: tuple[Pass, ...] = (FoldConstants(), DropIdentity(), FoldPad(), NormalizeGemm(), FoldBatchNorm())
+DEFAULT: tuple[Pass, ...] = (
+    FoldConstants(),
+    DropIdentity(),
+    FoldPad(),
+    NormalizeGemm(),
+    FoldBatchNorm(),
+    MeanToPool(),
+)
 """What every model goes through before it is quantized."""
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
+    "MeanToPool",
     "NormalizeGemm",
     "Pass",
     "apply",

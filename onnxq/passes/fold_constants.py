@@ -156,8 +156,10 @@ def _has_body(node: graph.Node) -> bool:
 def _replace(model: graph.Model, folded: list[graph.Node], wanted: list[graph.Value]) -> bool:
     """Evaluate `wanted` and put the results in the place of the nodes `folded`."""
     names = [graph.name_of(value) for value in wanted]
+    part = graph.with_outputs(model, names, keep=False)
+    part.graph.inputs.clear()  # nothing of it reads them
     try:
-        results = Session(graph.extract(model, [], names), SessionConfig(threads=1, optimize="off")).run({})
+        results = Session(part, SessionConfig(threads=1, optimize="off")).run({})
     except (ModelError, DataError):  # an operator without a kernel: it would not run in the model either
         return False
     constants = []

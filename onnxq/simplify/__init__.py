@@ -49,7 +49,9 @@ def simplify(
                 return model, f"simplification {failure}; continuing without it"
             simplified = graph.load(destination)
             ir.external_data.load_to_model(simplified)  # the folder is about to disappear
-    except (OSError, OnnxqError) as error:
+    except OSError as error:
+        return model, f"simplification failed ({error.strerror or error}); continuing without it"
+    except OnnxqError as error:
         return model, f"simplification failed ({_one_line(str(error))}); continuing without it"
     difference = _restore_interface(simplified, model)
     if difference is not None:

@@ -101,8 +101,8 @@ class Verdict:
         float_bytes: Size of the float file.
         quantized_bytes: Size of the quantized file.
         latency: (float, quantized) measured in interleaved pairs; empty when not measured.
-        optimized_gap: Largest difference between optimised and unoptimised execution, in steps of an 8-bit grid over
-            the output's range.
+        optimized_gap: Largest difference between an optimised kernel and the plain meaning of its nodes, in steps of
+            its output's grid.
         warnings: Sentences the user must read.
     """
 

@@ -88,6 +88,11 @@ def test_a_shape_of_an_unknown_input_is_a_usage_error():
         make_feeds([IMAGE], 1, shapes={"imgae": (1, 3, 8, 8)})
 
 
+def test_the_first_axis_of_given_shapes_may_differ():
+    feeds = make_feeds([IDS, MASK], 3, shapes={"input_ids": (1, 20), "attention_mask": (7, 20)})
+    assert feeds["input_ids"].shape == feeds["attention_mask"].shape == (3, 20)
+
+
 def test_shapes_that_contradict_each_other_are_a_usage_error():
     with pytest.raises(UsageError, match=r"'sequence' both 20 and 30"):
         make_feeds([IDS, MASK], 1, shapes={"input_ids": (1, 20), "attention_mask": (1, 30)})

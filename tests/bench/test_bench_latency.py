@@ -44,6 +44,8 @@ def test_rounds_go_on_until_the_time_is_used_up(dense):
     (found,) = measure([dense], seconds=0.02, min_rounds=1)
     assert len(found.samples_ms) > 1
     assert sum(found.samples_ms[:-1]) < 20.0 <= sum(found.samples_ms)
+    two = measure([dense, dense], seconds=0.02, min_rounds=1)
+    assert sum(sum(entry.samples_ms) for entry in two) >= 40.0
 
 
 def test_models_take_turns_in_changing_order_after_the_warm_up(dense, deeper, monkeypatch):

@@ -44,9 +44,11 @@ def test_convolutions(write):
 
 def test_matrix_products(write):
     path = write(
-        """g (float[N, 5, 6] x, float[N, 6] v) => (float[N, A, B] y, float[N, D] u, float[N, E] t) {
+        """g (float[N, 5, 6] x, float[N, 6] v)
+            => (float[N, A, B] y, float[N, D] u, float[N, E] t, float[N, 5, 3] r) {
             [linear] a = MatMul(x, w1)
             [vector] s = MatMul(x, w2)
+            [stack] r = MatMul(x, w6)
             b = Transpose <perm = [0, 2, 1]> (x)
             [left] c = MatMul(w3, b)
             [scores] y = MatMul(a, c)
@@ -59,6 +61,7 @@ def test_matrix_products(write):
             "w3": weights(7, 6),
             "w4": weights(6, 9),
             "w5": weights(11, 6),
+            "w6": weights(1, 6, 3),
             "bias": weights(9),
         },
     )
@@ -69,6 +72,7 @@ def test_matrix_products(write):
     assert found == {
         "linear": 5 * 7 * 6,
         "vector": 5 * 6,
+        "stack": 5 * 3 * 6,
         "left": 7 * 5 * 6,  # a constant times an activation
         "scores": 5 * 5 * 7,  # two activations, one product per row of the batch
         "gemm": 9 * 6,
@@ -91,7 +95,9 @@ def test_only_the_shapes_that_weights_do_not_tell_are_needed(write):
 
 def test_an_input_of_the_model_can_be_needed(write):
     path = write(
-        "g (float[N, 2, 4, 4] x) => (float[N, C, H, W] y) { [up] y = ConvTranspose <strides = [2, 2]> (x, w) }",
+        """g (float[N, 2, 4, 4] x) => (float[N, C, H, W] y) {
+            [up] y = ConvTranspose <strides = [2, 2]> (x, w)
+        }""",
         {"w": weights(2, 3, 2, 2)},
     )
     assert matrix_tensors(graph.load(path)) == ["x"]

@@ -1,16 +1,13 @@
 """`.npz` and `.npy` files: naming, rows, types, order, and files that are not what they seem."""
 
-import io
 import json
-import struct
-import zipfile
 
 import numpy as np
 import pytest
 
 from onnxq.calibrate.data import Preprocess, open_data
 from onnxq.calibrate.data import arrays as arrays_module
-from onnxq.errors import DataError, EnvironmentFault, UnsupportedError, UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.types import Dataset, InputSpec
 
 X = (InputSpec("x", "float32", ("N", 3)),)
@@ -29,12 +26,6 @@ def refusal(source, inputs=X, error=DataError, **options):
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-def npy_header(shape, descr="<f4"):
-    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
-    text += b" " * (64 - (len(text) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
 def test_folder_in_natural_order_with_batches_as_stored(tmp_path):
@@ -201,176 +192,10 @@ def test_advice_to_transpose_is_right(tmp_path):
     assert [b["x"].shape for b in open_data(tmp_path, IMAGE)] == [(2, 3, 4, 5)]
 
 
-@pytest.mark.parametrize(
-    ("stored", "wanted", "note"),
-    [
-        ("float64", "float32", "float64 to float32"),
-        ("float16", "float32", "float16 to float32"),
-        ("int32", "int64", "int32 to int64"),
-        ("int64", "int32", "int64 to int32"),
-        ("uint8", "float32", "uint8 to float32, values as stored"),
-        ("bool", "int64", "bool to int64"),
-        ("int64", "bool", "int64 to bool"),
-    ],
-)
-def test_casts_that_keep_the_values(stored, wanted, note):
-    given = np.array([[0, 1, 1]]).astype(stored)
-    data = open_data(given, (InputSpec("x", wanted, ("N", 3)),))
-    (batch,) = data
-    assert batch["x"].dtype == wanted
-    assert batch["x"].tolist() == [[0, 1, 1]]
-    assert data.provenance["notes"] == {"cast x": note}
-
-
-def test_another_byte_order_is_no_cast():
-    data = open_data(rows(2, 3).astype(">f4"), X)
-    (batch,) = data
-    assert batch["x"].dtype == np.dtype("=f4")
-    assert batch["x"].tolist() == rows(2, 3).tolist()
-    assert data.provenance["notes"] == {}
-
-
-@pytest.mark.parametrize(
-    ("value", "stored", "wanted", "said"),
-    [
-        (1.5, "float32", "int64", "takes int64, the array is float32"),
-        (1, "float64", "bool", "takes bool, the array is float64"),
-        (1j, "complex64", "float32", "takes float32, the array is complex64"),
-        ("a", "<U1", "float32", "takes float32, the array is <U1"),
-        (2**31, "int64", "int32", "takes int32, which cannot hold 2147483648 at [0, 0]"),
-        (-1, "int64", "uint8", "takes uint8, which cannot hold -1 at [0, 0]"),
-        (2**24 + 1, "int64", "float32", "takes float32, which cannot hold 16777217 at [0, 0]"),
-        (2, "int64", "bool", "takes bool, which cannot hold 2 at [0, 0]"),
-        (1e39, "float64", "float32", "takes float32, which cannot hold 1e+39 at [0, 0]"),
-    ],
-)
-def test_casts_that_would_lose_something(value, stored, wanted, said):
-    assert said in refusal(np.array([[value]], stored), (InputSpec("x", wanted, ("N", 1)),))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_found(tmp_path, value):
-    bad = rows(200, 3)
-    bad[130, 1] = value
-    bad[140, 0] = value
-    np.savez(tmp_path / "a.npz", x=bad)
-    assert refusal(tmp_path / "a.npz") == (
-        f"a.npz: input 'x' holds {value} at [130, 1]: replace or remove it"
-    )
-
-
-def test_an_input_without_a_numpy_type():
-    assert "takes bfloat16" in refusal(rows(1, 3), (InputSpec("x", "bfloat16", (1, 3)),), UnsupportedError)
-    assert "no inputs" in refusal(rows(1, 3), (), UnsupportedError)
-
-
-def test_a_fixed_first_axis_gets_exactly_its_rows(tmp_path):
-    for i, count in enumerate((3, 1, 4)):
-        np.savez(tmp_path / f"{i}.npz", x=np.full((count, 3), i, np.float32))
-    data = open_data(tmp_path, (InputSpec("x", "float32", (2, 3)),))
-    assert [b["x"][:, 0].tolist() for b in data] == [[0, 0], [0, 1], [2, 2], [2, 2]]
-    assert data.provenance["batch"] == 2
-    assert data.provenance["unit"] == "batch"
-
-
-def test_rows_that_do_not_fill_a_fixed_batch_are_dropped():
-    data = open_data(rows(7, 3), (InputSpec("x", "float32", (3, 3)),))
-    assert [b["x"][:, 0].tolist() for b in data] == [[0, 3, 6], [9, 12, 15]]
-    assert data.provenance["notes"] == {"dropped": "rows that do not fill the model's batch of 3: 1"}
-
-
-def test_too_few_rows_for_one_fixed_batch_repeat_the_last():
-    data = open_data(rows(2, 3), (InputSpec("x", "float32", (4, 3)),))
-    assert [b["x"][:, 0].tolist() for b in data] == [[0, 3, 3, 3]]
-    notes = {"repeated": "the last row, 2 times, to fill the model's batch of 4"}
-    assert data.provenance["notes"] == notes
-
-
-def test_a_fixed_batch_never_mixes_lengths(tmp_path):
-    for i, shape in enumerate([(3, 4), (3, 5), (1, 5)]):
-        np.savez(tmp_path / f"{i}.npz", x=np.full(shape, i, np.float32))
-    data = open_data(tmp_path, (InputSpec("x", "float32", (2, "S")),))
-    assert [b["x"].shape for b in data] == [(2, 4), (2, 5), (2, 5)]
-    assert [b["x"][:, 0].tolist() for b in data] == [[0, 0], [1, 1], [1, 2]]
-    assert data.provenance["notes"] == {"dropped": "rows that do not fill the model's batch of 2: 1"}
-
-
-def test_sizes_below_one_are_dynamic():
-    assert [len(b["x"]) for b in open_data(rows(5, 3), (InputSpec("x", "float32", (0, -1)),))] == [5]
-
-
-def test_inputs_without_a_common_row_axis_are_whole_feeds(tmp_path):
-    inputs = (InputSpec("x", "float32", ("N", 3)), InputSpec("limit", "float32", ()))
-    for i in range(3):
-        np.savez(tmp_path / f"{i}.npz", x=rows(70, 3), limit=np.float32(i))
-    data = open_data(tmp_path, inputs, samples=2)
-    got = list(data)
-    assert [(b["x"].shape, b["limit"].shape) for b in got] == [((70, 3), ())] * 2
-    assert [float(b["limit"]) for b in got] == [0, 1]
-    assert data.provenance["unit"] == "batch"
-
-
 def test_preprocessing_does_not_touch_arrays():
-    data = open_data(rows(2, 3), X, preprocess=Preprocess(mean=(9.0,)))
+    data = open_data(rows(2, 3), X, preprocess=Preprocess(mean=(0.5,)))
     assert [b["x"].tolist() for b in data] == [rows(2, 3).tolist()]
     assert data.provenance["notes"] == {"preprocess": "not applied: arrays are fed as they are"}
-
-
-def test_pickled_objects_are_never_loaded(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.array([[{"a": 1}]], object))
-    np.save(tmp_path / "b.npy", np.array([[{"a": 1}]], object))
-    expected = "holds Python objects, which are never loaded: save it as an array of numbers"
-    assert refusal(tmp_path / "a.npz") == f"a.npz: 'x' {expected}"
-    assert refusal(tmp_path / "b.npy") == f"b.npy {expected}"
-
-
-def test_files_that_are_no_arrays(tmp_path):
-    (tmp_path / "a.npy").write_bytes(b"some text")
-    (tmp_path / "b.npz").write_bytes(b"some text")
-    with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
-        archive.writestr("x.npy", b"some text")
-    assert refusal(tmp_path / "a.npy") == "a.npy is not a numpy array: write it with np.save or np.savez"
-    assert "b.npz: cannot be read (File is not a zip file)" in refusal(tmp_path / "b.npz")
-    assert refusal(tmp_path / "c.npz").startswith("c.npz: 'x' is not a numpy array")
-
-
-def test_a_header_that_promises_more_than_is_there(tmp_path):
-    (tmp_path / "a.npy").write_bytes(npy_header((10**12, 3)) + b"\0" * 12)
-    assert "a.npy is cut short: float32[1000000000000, 3] takes" in refusal(tmp_path / "a.npy")
-    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
-        archive.writestr("x.npy", npy_header((10, 3)) + b"\0" * 12)
-    assert "b.npz: 'x' is cut short: float32[10, 3] takes 120 bytes, only 12" in refusal(tmp_path / "b.npz")
-
-
-def test_a_compressed_array_beyond_the_limit_is_not_unpacked(tmp_path, monkeypatch):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("x.npy", npy_header((2**31, 3)) + b"\0" * 12)
-    assert "would take 24.0 GiB (float32[2147483648, 3])" in refusal(tmp_path / "a.npz")
-    monkeypatch.setattr(arrays_module, "MAX_BYTES", 119)
-    np.savez_compressed(tmp_path / "b.npz", x=rows(10, 3))
-    assert "too much for one array" in refusal(tmp_path / "b.npz")
-    monkeypatch.setattr(arrays_module, "MAX_BYTES", 120)
-    assert [len(b["x"]) for b in open_data(tmp_path / "b.npz", X)] == [10]
-
-
-def test_damage_inside_a_member_is_found(tmp_path):
-    buffer = io.BytesIO()
-    np.savez(buffer, x=rows(100, 3))
-    broken = bytearray(buffer.getvalue())
-    broken[600] ^= 1
-    (tmp_path / "a.npz").write_bytes(broken)
-    assert "a.npz: cannot be read (Bad CRC-32" in refusal(tmp_path / "a.npz")
-
-
-@pytest.mark.parametrize("header", [npy_header((-1, 3)), npy_header((2, 3), "<q9"), b"\x93NUMPY\x09\x00aa"])
-def test_headers_that_make_no_sense(tmp_path, header):
-    (tmp_path / "a.npy").write_bytes(header + b"\0" * 64)
-    assert "a.npy" in refusal(tmp_path / "a.npy")
-
-
-def test_records_are_no_numbers(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros(3, [("a", "f4"), ("b", "f4")]))
-    assert "takes float32, the array is" in refusal(tmp_path / "a.npy", (InputSpec("x", "float32", (None,)),))
 
 
 def test_empty_arrays_are_refused_but_empty_inner_axes_are_not(tmp_path):
@@ -392,13 +217,3 @@ def test_the_first_file_is_looked_at_when_opening(tmp_path):
 def test_requests_that_make_no_sense():
     assert refusal(rows(1, 3), error=UsageError, samples=0) == "samples must be at least 1, not 0"
     assert refusal(rows(1, 3), error=UsageError, batch=0) == "batch must be at least 1, not 0"
-
-
-def test_no_permission(tmp_path, monkeypatch):
-    np.save(tmp_path / "a.npy", rows(2, 3))
-
-    def denied(*_args, **_options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.open", denied)
-    assert refusal(tmp_path / "a.npy", error=EnvironmentFault) == "a.npy: no permission to read it"

@@ -130,7 +130,7 @@ def _one_kind(files: list[DataFile], found: list[Path], name: str) -> list[DataF
     images = sum(file.is_image for file in files)
     if 0 < images < len(files):
         raise DataError(
-            f"{name} holds {images} images and {len(files) - images} array files: keep one kind in the folder"
+            f"{name} holds images ({images}) and arrays ({len(files) - images}): keep one kind in the folder"
         )
     if files:
         return files

@@ -198,7 +198,7 @@ def as_array(value: object, where: str, *, numbers: bool = True) -> Array:
     """Turn a tensor of any library into an array; numbers and lists of them too where `numbers` allows it."""
     if not (hasattr(value, "__array__") or (numbers and isinstance(value, int | float | list | tuple))):
         raise DataError(
-            f"{where} is a {type(value).__name__}: give an array, or a dict of arrays by input name"
+            f"{where} is of type {type(value).__name__}: give an array, or a dict of arrays by input name"
         )
     try:
         return np.asarray(value)

@@ -163,7 +163,7 @@ class _Request:
         if callable(source):
             name = getattr(source, "__qualname__", type(source).__name__)
             return self._made_by(source, name, {"kind": "callable"})
-        raise DataError(f"a {type(source).__name__} is no data: give {FORMS}")
+        raise DataError(f"something of type {type(source).__name__} is no data: give {FORMS}")
 
     def _made_by(self, make: Callable[[], Iterable[object]], name: str, facts: Mapping[str, object]) -> Rows:
         return self._rows(Program(make, name, self._fit(), facts), name, {})

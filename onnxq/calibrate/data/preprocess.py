@@ -57,6 +57,11 @@ class Preprocess:
             raise UsageError(f"preprocess: std must be positive, not {list(self.std)}")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UsageError(f"preprocess: scale must be positive, not {self.scale}")
+        if self.mean is not None and max(self.mean) > 255.001 * self.scale:
+            raise UsageError(
+                f"preprocess: mean is within 0..{255 * self.scale:g}, the pixels after scaling, not "
+                f"{list(self.mean)}: give scale 1 with a mean of 0..255"
+            )
         _check_resize(self.resize)
 
     def describe(self) -> dict[str, object]:

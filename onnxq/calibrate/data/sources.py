@@ -139,4 +139,4 @@ class Program:
             return Memory({str(key): as_array(value, f"{where}, {key!r}") for key, value in item.items()})
         if len(self.fit.inputs) == 1:
             return Memory({self.fit.inputs[0].name: as_array(item, where, numbers=False)})
-        raise DataError(f"{where} is a {type(item).__name__}: give a dict of arrays by input name")
+        raise DataError(f"{where} is of type {type(item).__name__}: give a dict of arrays by input name")
