@@ -1,4 +1,4 @@
-"""Latency of a quantized model as a ratio to its float model, on a machine that others use as well.
+"""Latency of a quantized model as a ratio to its float model, robust on a noisy machine.
 
     latency.py FLOAT.onnx INT8.onnx --data FEEDS [--threads 1] [--seconds 6] [--sequence 128]   one JSON line
 
@@ -40,9 +40,7 @@ def single_rows(folder: Path, sequence: int) -> list[Feed]:
         with np.load(path, allow_pickle=False) as batch:
             feed = {name: batch[name] for name in batch.files}
         count = min(len(next(iter(feed.values()))), ROWS - len(rows))
-        rows += [
-            {name: _padded(value[i : i + 1], sequence) for name, value in feed.items()} for i in range(count)
-        ]
+        rows += [{name: _padded(value[i : i + 1], sequence) for name, value in feed.items()} for i in range(count)]
         if len(rows) == ROWS:
             break
     return rows

@@ -49,9 +49,7 @@ class ChildError(Exception):
     """A child ended with another status than 0, or printed no JSON."""
 
 
-def run(
-    argv: Sequence[str], log: Path, timeout_s: float = 3600, env: Mapping[str, str] | None = None
-) -> Finished:
+def run(argv: Sequence[str], log: Path, timeout_s: float = 3600, env: Mapping[str, str] | None = None) -> Finished:
     """Run `argv` to its end; its output is kept in `log`.out and `log`.err."""
     out, err = log.with_name(log.name + ".out"), log.with_name(log.name + ".err")
     log.parent.mkdir(parents=True, exist_ok=True)

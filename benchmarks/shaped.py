@@ -111,13 +111,9 @@ class Network:
         """Multi-head self-attention with its output projection."""
         parts = []
         for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):  # queries, transposed keys, values
-            split = self.node(
-                "Reshape", self.linear(x, WIDTH, WIDTH), self.integers(0, 0, HEADS, WIDTH // HEADS)
-            )
+            split = self.node("Reshape", self.linear(x, WIDTH, WIDTH), self.integers(0, 0, HEADS, WIDTH // HEADS))
             parts.append(self.node("Transpose", split, perm=order))
-        scores = self.node(
-            "Div", self.node("MatMul", parts[0], parts[1]), self.scalar(math.sqrt(WIDTH / HEADS))
-        )
+        scores = self.node("Div", self.node("MatMul", parts[0], parts[1]), self.scalar(math.sqrt(WIDTH / HEADS)))
         mixed = self.node("MatMul", self.node("Softmax", scores, axis=-1), parts[2])
         mixed = self.node("Transpose", mixed, perm=[0, 2, 1, 3])
         return self.linear(self.node("Reshape", mixed, self.integers(0, 0, WIDTH)), WIDTH, WIDTH)
@@ -181,9 +177,7 @@ def vit(seed: int = 0, layers: int = 2) -> onnx.ModelProto:
     """Layers of ViT-B/16 (Dosovitskiy et al., arXiv:2010.11929) with stem and head, norms first."""
     net = Network("vit", [BATCH, 3, 224, 224], seed)
     weight = net.normal(WIDTH, 3, 16, 16, spread=math.sqrt(2 / 768))
-    patches = net.node(
-        "Conv", "x", weight, net.normal(WIDTH, spread=0.05), kernel_shape=[16, 16], strides=[16, 16]
-    )
+    patches = net.node("Conv", "x", weight, net.normal(WIDTH, spread=0.05), kernel_shape=[16, 16], strides=[16, 16])
     patches = net.node("Transpose", net.node("Reshape", patches, net.integers(0, WIDTH, -1)), perm=[0, 2, 1])
     batch = net.node("Slice", net.node("Shape", "x"), net.integers(0), net.integers(1))
     shape = net.node("Concat", batch, net.integers(1, WIDTH), axis=0)

@@ -76,9 +76,7 @@ def load_splits() -> tuple[Digits, Digits, Digits]:
     train, held_out = train_test_split(
         np.arange(len(labels)), test_size=EVAL_IMAGES, stratify=labels, random_state=SEED
     )
-    _, calibration = train_test_split(
-        train, test_size=CALIBRATION_IMAGES, stratify=labels[train], random_state=SEED
-    )
+    _, calibration = train_test_split(train, test_size=CALIBRATION_IMAGES, stratify=labels[train], random_state=SEED)
     splits = (np.sort(rows) for rows in (train, calibration, held_out))
     first, second, third = (Digits(indices[rows], labels[rows], rows) for rows in splits)
     return first, second, third

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxq' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")

@@ -9,6 +9,7 @@ scale per index of that axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +45,12 @@ class Grid:
         """Lowest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
 
     @property
     def qmax(self) -> int:
         """Highest code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     def from_range(self, low: float, high: float) -> tuple[float, int]:
         """Scale and zero point of the smallest grid that holds [low, high] and represents 0 exactly.
@@ -85,7 +86,8 @@ def quantize(
     values = np.asarray(x, np.float32)
     steps, zeros = _along(scale, values.ndim, axis), _along(zero_point, values.ndim, axis)
     codes = np.rint(values / steps.astype(np.float32)) + zeros
-    return np.clip(codes, grid.qmin, grid.qmax).astype(np.int32)
+    clipped: npt.NDArray[np.int32] = np.clip(codes, grid.qmin, grid.qmax).astype(np.int32)
+    return clipped
 
 
 def dequantize(
@@ -105,7 +107,7 @@ def fake_quantize(
     return dequantize(quantize(x, scale, zero_point, grid, axis), scale, zero_point, axis)
 
 
-def _along(values: npt.ArrayLike, ndim: int, axis: int | None) -> npt.NDArray[np.generic]:
+def _along(values: npt.ArrayLike, ndim: int, axis: int | None) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if axis is None or array.ndim == 0:
         return array

@@ -157,9 +157,7 @@ FAILURES = {
     "ran out of memory (limit 1.0 GiB)": "raise MemoryError('std::bad_alloc')",
     "is not an ONNX file": "import sys; open(sys.argv[2], 'wb').write(b'no model')",
     "changed the model's inputs": EDIT.format(RENAME),
-    "changed the model's outputs": EDIT.format(
-        "m.graph.output.append(m.graph.output[0]); del m.graph.output[0]"
-    ),
+    "changed the model's outputs": EDIT.format("m.graph.output.append(m.graph.output[0]); del m.graph.output[0]"),
     "changed the model's operator set": EDIT.format("m.opset_import[0].version = 18"),
 }
 

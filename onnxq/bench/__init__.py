@@ -3,7 +3,7 @@
 from onnxq.bench.coverage import coverage, foreign_coverage, kernels
 from onnxq.bench.fidelity import Score, compare, gap_in_steps, top1
 from onnxq.bench.inputs import make_feeds, parse_shapes
-from onnxq.bench.latency import describe, measure
+from onnxq.bench.latency import measure
 from onnxq.bench.macs import float_macs, matrix_tensors
 from onnxq.bench.stats import mcnemar, ratio_interval, wilson
 
@@ -11,7 +11,6 @@ __all__ = [
     "Score",
     "compare",
     "coverage",
-    "describe",
     "float_macs",
     "foreign_coverage",
     "gap_in_steps",

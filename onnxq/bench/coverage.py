@@ -104,9 +104,7 @@ def _counted(
     wanted = matrix_tensors(model)
     if not wanted:
         return {}
-    session = Session(
-        graph.with_outputs(model, wanted, keep=False), replace(config, optimize="basic", profile=None)
-    )
+    session = Session(graph.with_outputs(model, wanted, keep=False), replace(config, optimize="basic", profile=None))
     rows = fixed_batch(session.inputs) or 1
     try:
         seen = session.run(make_feeds(session.inputs, rows, shapes=shapes))
@@ -128,9 +126,7 @@ def _integer_kernels(executed: graph.Model) -> Iterator[graph.Node]:
         op = MATRIX_OPS.get(node.op_type)
         if op is None:
             continue
-        if op.integer or (
-            op.kind == "nbits" and graph.attribute(node, "accuracy_level", 0) >= _INT8_ACCURACY
-        ):
+        if op.integer or (op.kind == "nbits" and graph.attribute(node, "accuracy_level", 0) >= _INT8_ACCURACY):
             yield node
 
 

@@ -83,9 +83,7 @@ def _rows(session: Session, feeds: Feeds) -> int:
 def _powers(wanted: Array, got: Array) -> tuple[float, float]:
     """Energy of signal and error where the signal is finite; infinite error where the candidate is not."""
     if wanted.shape != got.shape:
-        raise DataError(
-            f"an output has shape {list(wanted.shape)} in one model and {list(got.shape)} in the other."
-        )
+        raise DataError(f"an output has shape {list(wanted.shape)} in one model and {list(got.shape)} in the other.")
     finite = np.isfinite(wanted)
     clean = wanted[finite].astype(np.float64)
     error = got[finite].astype(np.float64) - clean
@@ -125,9 +123,7 @@ def top1(session: Session, batches: Iterable[tuple[Feeds, Array]]) -> Score:
         outputs = session.run(feeds, names) if names else {}
         name = _logits(outputs)
         if name is None:
-            raise DataError(
-                "no output of the model is [rows, classes] of floats; accuracy needs class scores."
-            )
+            raise DataError("no output of the model is [rows, classes] of floats; accuracy needs class scores.")
         correct.append(outputs[name].argmax(axis=1) == _checked(labels, outputs[name]))
     if not correct:
         raise DataError("there are no labelled rows.")
@@ -143,9 +139,7 @@ def _checked(labels: Array, scores: Array) -> Array:
     if len(flat) != rows:
         raise DataError(f"there are {len(flat)} labels for {rows} rows.")
     if rows and not (flat.min() >= 0 and flat.max() < classes):
-        raise DataError(
-            f"labels run from {flat.min()} to {flat.max()}, but the model has classes 0 to {classes - 1}."
-        )
+        raise DataError(f"labels run from {flat.min()} to {flat.max()}, but the model has classes 0 to {classes - 1}.")
     return flat
 
 
@@ -160,9 +154,7 @@ def gap_in_steps(a: Mapping[str, Array], b: Mapping[str, Array]) -> float:
         0.0 when all are equal; infinity where only one of two values is finite, or where they differ and that
         output of `a` is constant.
     """
-    return max(
-        (_gap(a[name], b[name]) for name in a if a[name].dtype.kind == "f" and a[name].size), default=0.0
-    )
+    return max((_gap(a[name], b[name]) for name in a if a[name].dtype.kind == "f" and a[name].size), default=0.0)
 
 
 def _gap(a: Array, b: Array) -> float:

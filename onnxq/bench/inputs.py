@@ -29,9 +29,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         name, _, dims = text.rpartition(":")
         sizes = [part.strip() for part in dims.split(",")]
         if not name or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise UsageError(
-                f"{text!r} is not a shape: write the input's name and its sizes, as in input:1,3,224,224."
-            )
+            raise UsageError(f"{text!r} is not a shape: write the input's name and its sizes, as in input:1,3,224,224.")
         if name in shapes:
             raise UsageError(f"the shape of input {name!r} is given twice.")
         shapes[name] = tuple(int(size) for size in sizes)
@@ -64,9 +62,7 @@ def _merge(mine: InputSpec, other: InputSpec, first: str, second: str) -> InputS
     pairs = list(zip(mine.shape, other.shape, strict=False))
     clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
     if mine.rank != other.rank or mine.dtype != other.dtype or clash:
-        raise UsageError(
-            f"{first} and {second} cannot be compared: input {mine} of the one is {other} of the other."
-        )
+        raise UsageError(f"{first} and {second} cannot be compared: input {mine} of the one is {other} of the other.")
     return replace(mine, shape=tuple(b if isinstance(b, int) else a for a, b in pairs))
 
 
@@ -117,9 +113,7 @@ def _rows(spec: InputSpec, batch: int, feeds: Feeds) -> Array:
     return np.resize(array, (rows, *array.shape[1:]))
 
 
-def _resolve(
-    specs: Sequence[InputSpec], batch: int, shapes: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, ...]]:
+def _resolve(specs: Sequence[InputSpec], batch: int, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     known = {spec.name: spec for spec in specs}
     symbols: dict[str, int] = {}
     for name, sizes in shapes.items():
@@ -169,12 +163,8 @@ def _spatial_axes(spec: InputSpec) -> tuple[int, ...]:
 
 
 def _example(spec: InputSpec, batch: int) -> str:
-    free = {2: (SEQUENCE,), 3: (SEQUENCE, 64), 4: (3, SPATIAL, SPATIAL)}.get(
-        spec.rank, (16,) * (spec.rank - 1)
-    )
-    sizes = [
-        dim if isinstance(dim, int) else size for dim, size in zip(spec.shape, (batch, *free), strict=True)
-    ]
+    free = {2: (SEQUENCE,), 3: (SEQUENCE, 64), 4: (3, SPATIAL, SPATIAL)}.get(spec.rank, (16,) * (spec.rank - 1))
+    sizes = [dim if isinstance(dim, int) else size for dim, size in zip(spec.shape, (batch, *free), strict=True)]
     return f"{spec.name}:{','.join(map(str, sizes))}"
 
 

@@ -28,8 +28,6 @@ from onnxq.types import Feeds, InputSpec, Interval, Latency
 
 MAX_ROUNDS = 10_000
 """More rounds than this only make the raw samples longer."""
-NEGLIGIBLE = 0.01
-"""Two sessions of one and the same file differ by up to this, whatever their interval says."""
 _SHORT_NAMES = {full: short for short, full in runtime.PROVIDERS.items()}
 _LOOK = runtime.SessionConfig(threads=1, optimize="off")
 
@@ -41,9 +39,7 @@ class _Setting:
     batch: int
 
     def __str__(self) -> str:
-        threads = (
-            f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else "default threads"
-        )
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else "default threads"
         return f"{self.provider}, {threads}, batch {self.batch}"
 
 
@@ -98,9 +94,7 @@ def measure(
     return tuple(found)
 
 
-def _check(
-    models: Sequence[Path], providers: Sequence[str], threads: Sequence[int], batches: Sequence[int]
-) -> None:
+def _check(models: Sequence[Path], providers: Sequence[str], threads: Sequence[int], batches: Sequence[int]) -> None:
     if not models:
         raise UsageError("there is no model to measure.")
     if any(count < 0 for count in threads):
@@ -111,17 +105,13 @@ def _check(
         runtime.require_provider(provider)
 
 
-def _batches(
-    specs: Sequence[InputSpec], wanted: Sequence[int], tell: Callable[[str], None]
-) -> tuple[int, ...]:
+def _batches(specs: Sequence[InputSpec], wanted: Sequence[int], tell: Callable[[str], None]) -> tuple[int, ...]:
     fixed = fixed_batch(specs)
     if fixed is None:
         return tuple(dict.fromkeys(wanted))
     if tuple(wanted) != (fixed,):
         asked = ", ".join(map(str, wanted))
-        tell(
-            f"note: the model's inputs fix the batch at {fixed}; it is measured with that instead of {asked}."
-        )
+        tell(f"note: the model's inputs fix the batch at {fixed}; it is measured with that instead of {asked}.")
     return (fixed,)
 
 
@@ -138,8 +128,7 @@ def _ran_on(path: Path, provider: str, feeds: Feeds) -> tuple[str, ...]:
         if event.get("cat") == "Node" and event.get("args", {}).get("provider")
     )
     return tuple(
-        _SHORT_NAMES.get(full, full.removesuffix("ExecutionProvider").lower())
-        for full, _ in counts.most_common()
+        _SHORT_NAMES.get(full, full.removesuffix("ExecutionProvider").lower()) for full, _ in counts.most_common()
     )
 
 
@@ -201,21 +190,3 @@ def _summarise(
         )
         for index, path in enumerate(models)
     ]
-
-
-def describe(latency: Latency) -> str:
-    """The comparison with the first model, in words; says so when the provider asked for did not run."""
-    fallback = ""
-    if latency.provider not in latency.ran_on:
-        fallback = f"; ran on {', '.join(latency.ran_on) or 'nothing'}, not on {latency.provider}"
-    return _verdict(latency.ratio) + fallback
-
-
-def _verdict(ratio: Interval | None) -> str:
-    if ratio is None:
-        return "the reference"
-    if ratio.low <= 1 <= ratio.high or abs(ratio.value - 1) < NEGLIGIBLE:
-        return f"no difference (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
-    if ratio.value < 1:
-        return f"{1 / ratio.value:.2f}x faster (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
-    return f"{ratio.value:.2f}x SLOWER (95 % CI {ratio.low:.2f}-{ratio.high:.2f})"

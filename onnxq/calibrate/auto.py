@@ -48,13 +48,8 @@ def choose(
         config: How to run.
         progress: Called with the number of batches done.
     """
-    found = {
-        name: (*RULES[FALLBACK](stats, grid), FALLBACK)
-        for name, stats in observations.tensors.items()
-    }
-    options = {
-        name: _distinct(observations, name, grid) for name in observations.tensors if readers.get(name)
-    }
+    found = {name: (*RULES[FALLBACK](stats, grid), FALLBACK) for name, stats in observations.tensors.items()}
+    options = {name: _distinct(observations, name, grid) for name in observations.tensors if readers.get(name)}
     trials = {name: choices for name, choices in options.items() if len(choices) > 1}
     found.update({name: choices[0] for name, choices in options.items() if len(choices) == 1})
     if trials:
@@ -98,9 +93,7 @@ def _errors(
     return errors
 
 
-def _trial(
-    head: Session, name: str, x: Array, choices: Sequence[tuple[float, float, str]], grid: Grid
-) -> np.ndarray:
+def _trial(head: Session, name: str, x: Array, choices: Sequence[tuple[float, float, str]], grid: Grid) -> np.ndarray:
     """Relative output error of every choice; x and its rounded versions go through the layers in one run."""
     versions = [x, *(fake_quantize(x, *grid.from_range(low, high), grid) for low, high, _ in choices)]
     errors = np.zeros(len(choices))

@@ -77,7 +77,10 @@ def has_free_rows(session: Session) -> bool:
 
 
 def probe_shapes(
-    model: Model, feeds: Feeds, names: Sequence[str], config: SessionConfig = SessionConfig(stop_spinning=True)
+    model: Model,
+    feeds: Feeds,
+    names: Sequence[str],
+    config: SessionConfig = SessionConfig(stop_spinning=True),
 ) -> dict[str, tuple[int, ...]]:
     """Run-time shapes of the values called `names` for `feeds`."""
     if not names:

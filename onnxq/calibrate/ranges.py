@@ -70,8 +70,9 @@ class Percentile:
         tail = (1.0 - self.keep / 100.0) / 2.0
         share = np.concatenate([[0.0], np.cumsum(stats.counts) / stats.counts.sum()])
         edges = np.linspace(-stats.limit, stats.limit, len(stats.counts) + 1)
-        low = float(edges[np.searchsorted(share, tail, side="right") - 1])
-        high = float(edges[min(np.searchsorted(share, 1.0 - tail, side="left"), len(edges) - 1)])
+        first = int(np.searchsorted(share, tail, side="right")) - 1
+        last = min(int(np.searchsorted(share, 1.0 - tail, side="left")), len(edges) - 1)
+        low, high = float(edges[first]), float(edges[last])
         return max(low, stats.low), min(high, stats.high)
 
 
@@ -101,9 +102,7 @@ class Distance:
         for _ in range(2 if low < 0 < high else 1):
             start = low
             if stats.high > 0:
-                high = min(
-                    self._shrunk(stats.high), key=lambda h: self._error(centres, counts, start, h, grid)
-                )
+                high = min(self._shrunk(stats.high), key=lambda h: self._error(centres, counts, start, h, grid))
             end = high
             if stats.low < 0:
                 low = min(self._shrunk(stats.low), key=lambda v: self._error(centres, counts, v, end, grid))

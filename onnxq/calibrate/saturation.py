@@ -60,7 +60,9 @@ def saturating(
         for name, layer in risky.items():
             data = graph.name_of(layer.data)
             grid = tensors[data]
-            x = quantize(values.get(data, feeds.get(data)), grid.scale, grid.zero_point, Grid(8, False, False))
+            x = quantize(
+                values[data] if data in values else feeds[data], grid.scale, grid.zero_point, Grid(8, False, False)
+            )
             hits[name].append(_share(_columns(x, layer, random), _matrix(layer, weights[name])))
     shares = {name: float(np.mean(found)) for name, found in hits.items() if found}
     return {name: share for name, share in shares.items() if share > 0.0}

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
               "that are here.")  # fmt: skip
 @click.option("--threads", default="1", callback=integers, help="Intra-op threads, e.g. 1,4.", show_default=True)
 @click.option("--batch", default="1", callback=integers, help="Rows per call, e.g. 1,8.", show_default=True)
-@click.option("--shape", "shapes", multiple=True, metavar="INPUT:1,3,224,224", help="Size of a dynamic input; repeatable.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="INPUT:1,3,224,224",
+    help="Size of a dynamic input; repeatable.",
+)
 @click.option("--data", metavar="DATA", help="Real rows instead of random ones.")
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="Time per model and setting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all raw samples.")

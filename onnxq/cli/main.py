@@ -1,7 +1,7 @@
 """The group of commands, and the one place where errors become exit codes.
 
-0 done; 1 a bug of ours; 2 usage; 3 the model or the data cannot be read; 4 nothing can be quantized; 5 the target cannot
-be met; 6 the environment; 130 SIGINT; 143 SIGTERM.
+0 done; 1 a bug of ours; 2 usage; 3 the model or the data cannot be read; 4 nothing can be quantized; 5 the target
+cannot be met; 6 the environment; 130 SIGINT; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnxq.version import __version__
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="onnxq")
 def group() -> None:
-    """Quantize ONNX models so that they are small, fast in onnxruntime, and still right.
+    r"""Quantize ONNX models so that they are small, fast in onnxruntime, and still right.
 
     \b
     onnxq quantize model.onnx --data calibration/ -o model.int8.onnx

@@ -128,7 +128,12 @@ def _write_extras(result: QuantizedModel, target: Path, options: dict[str, Any])
 
 
 def _summary(
-    result: QuantizedModel, model: Path, target: Path | None, labelled: str | None, options: dict[str, Any], began: float
+    result: QuantizedModel,
+    model: Path,
+    target: Path | None,
+    labelled: str | None,
+    options: dict[str, Any],
+    began: float,
 ) -> Summary:
     from dataclasses import asdict
 

@@ -149,34 +149,37 @@ def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Nod
 def _emit_pair(model: Model, value: Value, grid: TensorGrid, inside: set[Node], guarded: bool) -> None:
     """Q and DQ behind `value`; who reads the result is the grid's business (`TensorGrid.everywhere`)."""
     name = graph.name_of(value)
-    place = {"after": value.producer()} if value.producer() is not None else {"before": model.graph[0]}
-    source = value
-    if guarded:
-        source = graph.add_node(model, "Sum", [value], f"{name}_guard", **place)
-        place = {"after": source.producer()}
-    made = {source.producer()} if guarded else set()
+    made: list[Node] = []
+
+    def behind(op_type: str, inputs: list[Value], suffix: str) -> Value:
+        """Append a node to the chain that starts at `value`."""
+        last = made[-1] if made else value.producer()
+        before = model.graph[0] if last is None else None
+        output = graph.add_node(model, op_type, inputs, f"{name}_{suffix}", after=last, before=before)
+        node = output.producer()
+        assert node is not None
+        made.append(node)
+        return output
+
+    source = behind("Sum", [value], "guard") if guarded else value
     if grid.bits < 8:
-        source = _clip(model, source, name, grid, place)
-        made.add(source.producer())
-        place = {"after": source.producer()}
+        source = behind("Clip", [source, *_clip_bounds(model, name, grid)], "clip")
     scale, zero = _grid_constants(model, name, grid)
-    codes = graph.add_node(model, "QuantizeLinear", [source, scale, zero], f"{name}_q", **place)
-    restored = graph.add_node(model, "DequantizeLinear", [codes, scale, zero], f"{name}_dq", after=codes.producer())
-    made.add(codes.producer())
+    codes = behind("QuantizeLinear", [source, scale, zero], "q")
+    restored = behind("DequantizeLinear", [codes, scale, zero], "dq")
     graph.redirect(value, restored, lambda node: node not in made and (grid.everywhere or node in inside))
     if value.is_graph_output() and grid.everywhere:
         graph.move_name(value, restored, model)
 
 
-def _clip(model: Model, value: Value, name: str, grid: TensorGrid, place: Mapping[str, Node | None]) -> Value:
-    """Saturate at the ends of a grid of fewer than 8 bits, so that its codes are the only ones that occur."""
+def _clip_bounds(model: Model, name: str, grid: TensorGrid) -> list[Value]:
+    """The ends of a grid of fewer than 8 bits: clipped there, its codes are the only ones that occur."""
     codes = Grid(grid.bits, grid.signed, symmetric=False)
-    low, high = ((code - grid.zero_point) * grid.scale for code in (codes.qmin, codes.qmax))
-    bounds = [
-        graph.add_constant(model, f"{name}_{side}", np.asarray(bound, np.float32))
-        for side, bound in (("low", low), ("high", high))
+    ends = {"low": codes.qmin, "high": codes.qmax}
+    return [
+        graph.add_constant(model, f"{name}_{end}", np.asarray((code - grid.zero_point) * grid.scale, np.float32))
+        for end, code in ends.items()
     ]
-    return graph.add_node(model, "Clip", [value, *bounds], f"{name}_clip", **place)
 
 
 def _as_sum(model: Model, node: Node) -> None:

@@ -13,7 +13,7 @@ import onnx_ir.passes.common as common
 
 from onnxq.graph.look import name_of, value_map
 
-Attribute = int | float | str | Sequence[int] | Sequence[float] | npt.NDArray[Any]
+Attribute = int | float | str | Sequence[int] | Sequence[float]
 
 
 def unique_name(model: ir.Model, wanted: str) -> str:
@@ -42,9 +42,7 @@ def _taken(model: ir.Model) -> set[str]:
     return names
 
 
-def add_constant(
-    model: ir.Model, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None
-) -> ir.Value:
+def add_constant(model: ir.Model, name: str, array: npt.NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
     """Register a new initializer under a unique name made from `name`; returns its value."""
     unique = unique_name(model, name)
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), dtype=dtype, name=unique)
@@ -83,7 +81,7 @@ def add_node(
     """
     unique = unique_name(model, name)
     output = ir.Value(name=unique, type=ir.TensorType(dtype) if dtype is not None else None)
-    attrs = ir.convenience.convert_attributes(dict(attributes or {}))
+    attrs = [ir.convenience.convert_attribute(key, value) for key, value in (attributes or {}).items()]
     node = ir.Node(domain, op_type, inputs, attrs, outputs=[output], name=unique)
     if before is not None:
         model.graph.insert_before(before, node)
@@ -95,7 +93,11 @@ def add_node(
 
 
 def redirect(
-    old: ir.Value, new: ir.Value, where: Callable[[ir.Node], bool] | None = None, *, skip: ir.Node | None = None
+    old: ir.Value,
+    new: ir.Value,
+    where: Callable[[ir.Node], bool] | None = None,
+    *,
+    skip: ir.Node | None = None,
 ) -> int:
     """Make the readers of `old` read `new`; returns the number of inputs changed. Graph outputs stay.
 
@@ -211,9 +213,7 @@ def infer_shapes(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
-def set_attribute(
-    node: ir.Node, name: str, value: int | float | str | Sequence[int] | Sequence[float] | None
-) -> None:
+def set_attribute(node: ir.Node, name: str, value: int | float | str | Sequence[int] | Sequence[float] | None) -> None:
     """Give `node` the attribute `name`; None takes it away, which leaves the operator's default."""
     if value is None:
         node.attributes.pop(name, None)

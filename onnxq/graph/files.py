@@ -24,7 +24,22 @@ OPSET_FLOOR = 13
 """Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Above this many bytes of weights a protobuf file is not safe and the weights go into a second file."""
-IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
+IR_VERSIONS = {
+    13: 7,
+    14: 7,
+    15: 8,
+    16: 8,
+    17: 8,
+    18: 8,
+    19: 9,
+    20: 9,
+    21: 10,
+    22: 10,
+    23: 11,
+    24: 12,
+    25: 13,
+    26: 13,
+}
 """Opset -> the IR version of the onnx release that introduced it."""
 
 
@@ -103,7 +118,8 @@ def _check_external(tensor: onnx.TensorProto, source: Path) -> None:
     file = source.parent / entries.get("location", "")
     if not file.is_file():
         raise ModelError(
-            f"{source.name}: weights of {tensor.name!r} are missing: {entries.get('location')!r} is not beside the model."
+            f"{source.name}: the file with the weights of {tensor.name!r}, {entries.get('location')!r}, "
+            "is not beside the model."
         )
     try:
         end = int(entries.get("offset", 0)) + int(entries.get("length", 0))

@@ -92,7 +92,7 @@ def opset(model: ir.Model) -> int:
 
 
 def dtype_name(value: ir.Value | None) -> str | None:
-    """numpy name of a value's element type, None when unknown."""
+    """The numpy name of a value's element type, None when unknown."""
     if value is None:
         return None
     if value.dtype is not None:
@@ -109,12 +109,12 @@ def _numpy_name(dtype: ir.DataType) -> str:
 
 def input_specs(model: ir.Model) -> list[tuple[str, str, tuple[int | str | None, ...]]]:
     """(name, dtype, shape) of each graph input that is not an initializer."""
-    specs: list[tuple[str, str, tuple[int | str | None, ...]]] = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        dims: list[int | str | None] = []
-        for dim in value.shape or ():
-            dims.append(dim if isinstance(dim, int) else (dim.value if dim.value else None))
-        specs.append((name_of(value), dtype_name(value) or "float32", tuple(dims)))
-    return specs
+    return [
+        (name_of(value), dtype_name(value) or "float32", tuple(_size(dim) for dim in value.shape or ()))
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    ]
+
+
+def _size(dim: int | ir.SymbolicDim) -> int | str | None:
+    return dim if isinstance(dim, int) else dim.value or None

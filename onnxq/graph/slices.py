@@ -68,11 +68,16 @@ def layers_model(model: ir.Model, layers: Sequence[Layer]) -> ir.Model:
     nodes: list[ir.Node] = []
     stored: dict[ir.Value, ir.Value] = {}
     for layer in layers:
-        for node in (layer.node, *([layer.bias_add] if layer.bias_add is not None else [])):
-            nodes.append(_copy(node, made, stored))
+        members = [layer.node, *([layer.bias_add] if layer.bias_add is not None else [])]
+        nodes.extend(_copy(node, made, stored) for node in members)
     outputs = [made[layer.output] for layer in layers]
     graph = ir.Graph(
-        [entry], outputs, nodes=nodes, initializers=list(stored.values()), opset_imports=model.opset_imports, name="layers"
+        [entry],
+        outputs,
+        nodes=nodes,
+        initializers=list(stored.values()),
+        opset_imports=model.opset_imports,
+        name="layers",
     )
     return ir.Model(graph, ir_version=model.ir_version)
 

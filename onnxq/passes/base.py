@@ -111,9 +111,7 @@ def _difference(before: Array, after: Array) -> float:
     return float(np.abs(new - old).max()) / span
 
 
-def _guard(
-    before: graph.Model, model: graph.Model, passes: Sequence[Pass], probe: Feeds, tolerance: float
-) -> float:
+def _guard(before: graph.Model, model: graph.Model, passes: Sequence[Pass], probe: Feeds, tolerance: float) -> float:
     """The gap between `before` and `model`; on a mismatch the guilty pass is undone and named."""
     expected = _outputs(before, probe)
     gap, _ = _gap(expected, model, probe)

@@ -92,18 +92,16 @@ def _transpose(node: graph.Node) -> int | str | None:
 
 
 def _reshape(node: graph.Node) -> int | str | None:
-    """Every axis but at most one must be known to stay; the number of elements settles that one."""
+    """Every axis must be known to stay, but for one (-1) that the number of elements settles."""
     source, target = node.inputs[0], graph.constant(node.inputs[1])
     if source is None or source.shape is None or target is None or len(target) != len(source.shape):
         return None
     copies = not graph.attribute(node, "allowzero", 0)
-    open_axes = 0
-    for size, wanted in zip(source.shape, target.tolist(), strict=True):
-        same = (wanted == 0 and copies) or (isinstance(size, int) and size == wanted and size > 0)
-        open_axes += not same
-        if not same and wanted != -1:
-            return None
-    return 0 if open_axes <= 1 else None
+    stays = [
+        wanted == -1 or (wanted == 0 and copies) or (isinstance(size, int) and size == wanted)
+        for size, wanted in zip(source.shape, target.tolist(), strict=True)
+    ]
+    return 0 if all(stays) else None
 
 
 def _neutral(value: float, operands: tuple[int, ...]) -> Callable[[graph.Node], int | str | None]:

@@ -55,7 +55,7 @@ class FoldBatchNorm(Pass):
 
 def _plan(norm: graph.Node) -> _Fold | str:
     """What to write, or why `norm` stays."""
-    if graph.attribute(norm, "training_mode", 0) or any(output.uses() for output in norm.outputs[1:]):
+    if graph.attribute(norm, "training_mode", 0) or any(output.name for output in norm.outputs[1:]):
         return "it is in training mode; export the model in evaluation mode"
     layer = _layer_before(norm)
     if isinstance(layer, str):
@@ -117,9 +117,7 @@ def _scaled(layer: graph.Layer, scale: Vector, groups: int) -> Vector:
     """The weight with every output channel multiplied by its scale."""
     weight = layer.weight.astype(np.float64)
     if groups > 1:
-        parts = weight.reshape(
-            groups, -1, *weight.shape[1:]
-        )  # [groups, inputs / groups, outputs / groups, ...]
+        parts = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, inputs / groups, outputs / groups, ...]
         return (parts * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
     return weight * scale.reshape([-1 if axis == layer.axis else 1 for axis in range(weight.ndim)])
 
@@ -136,9 +134,7 @@ def _write(fold: _Fold, norm: graph.Node, model: graph.Model) -> None:
     else:
         product = node.outputs[0]
         bias = graph.add_constant(model, f"{node.name}_bias", fold.bias)
-        total = graph.add_node(
-            model, "Add", [product, bias], f"{node.name}_add", after=node, dtype=product.dtype
-        )
+        total = graph.add_node(model, "Add", [product, bias], f"{node.name}_add", after=node, dtype=product.dtype)
         total.shape = product.shape
         norm.replace_input_with(0, total)
     graph.bypass(norm, model)

@@ -44,9 +44,7 @@ class FoldPad(Pass):
         reasons: dict[str, str] = {}
         for pad in graph.nodes(model, "Pad"):
             plan = _plan(pad)
-            if isinstance(plan, str) and any(
-                reader.op_type in _READERS for reader in graph.users(pad.outputs[0])
-            ):
+            if isinstance(plan, str) and any(reader.op_type in _READERS for reader in graph.users(pad.outputs[0])):
                 reasons[str(pad.name)] = plan
         return reasons
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
 from onnxq.passes.base import Applied, difference
 from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Feeds, InputSpec, Log, Silence
+from onnxq.types import Array, Feeds, InputSpec, Log, Silence
 
 PROBE_ROWS = 2
 PROBE_TOLERANCE = 1e-3
@@ -84,12 +84,12 @@ def prepare(path: str | Path, model: Model, probe: Feeds | None, log: Log = Sile
     return Prepared(Path(path), simplified, model, tuple(applied), reason)
 
 
-def _mismatch(model: Model, probe: Feeds, before: dict[str, object]) -> str:
+def _mismatch(model: Model, probe: Feeds, before: Mapping[str, Array]) -> str:
     try:
         after = Session(model, SessionConfig(optimize="basic")).run(probe)
     except ModelError as error:
         return str(error)
-    gap, where = difference(before, after)  # type: ignore[arg-type]
+    gap, where = difference(before, after)
     return f"{where} by {gap:.2g} of its range" if gap > PROBE_TOLERANCE else ""
 
 

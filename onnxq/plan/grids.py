@@ -110,9 +110,7 @@ def activation_bits(placement: Placement, groups: Groups, precision: Precision) 
     return {name: wanted.get(groups.find(name), precision.residual_bits) for name in placement.tensors}
 
 
-def _weights(
-    placement: Placement, tensors: Mapping[str, TensorGrid], precision: Precision
-) -> dict[str, WeightGrid]:
+def _weights(placement: Placement, tensors: Mapping[str, TensorGrid], precision: Precision) -> dict[str, WeightGrid]:
     layers = placement.layers
     found: dict[str, WeightGrid] = {}
     for index, unit in enumerate(layers):
@@ -201,7 +199,6 @@ class Groups:
         for root in roots:
             self.parent[root] = roots[0]
         self.ranges[roots[0]], self.bounds[roots[0]] = union, (low, high)
-
 
     def _costly(self, unit: Unit, union: Range) -> bool:
         """Whether a narrow operand that is also read elsewhere would lose more than one bit."""

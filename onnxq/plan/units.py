@@ -109,7 +109,8 @@ def _unit(node: Node) -> Unit:
     if node.op_type in OWN:
         value = node.inputs[0]
         assert value is not None
-        return Unit(node, "own", (node,), (value,), tuple(node.outputs), **_bounds(node))
+        low, high = _bounds(node)
+        return Unit(node, "own", (node,), (value,), tuple(node.outputs), low=low, high=high)
     if node.op_type in MOVES or _nearest(node):
         return _move(node)
     return _float(node, REASONS.get(node.op_type, f"the runtime has no integer kernel for {node.op_type}"))
@@ -181,17 +182,17 @@ def _operands(node: Node, kind: Kind, *, absorb: bool) -> Unit:
     return Unit(node, kind, tuple(members), inputs, (output,), constants, low=low, high=high)
 
 
-def _bounds(node: Node) -> dict[str, float]:
-    value = node.inputs[0]
-    if node.op_type == "Relu" or (node.op_type == "Sigmoid"):
-        return {"low": 0.0}
-    if node.op_type == "Clip" and value is not None:
-        low, high = (graph.constant(v) for v in (*node.inputs[1:], None, None)[:2])
-        return {
-            "low": min(float(low.reshape(-1)[0]), 0.0) if low is not None and low.size else -np.inf,
-            "high": max(float(high.reshape(-1)[0]), 0.0) if high is not None and high.size else np.inf,
-        }
-    return {}
+def _bounds(node: Node) -> tuple[float, float]:
+    """The interval that holds everything a node returns, and 0."""
+    if node.op_type in ("Relu", "Sigmoid"):
+        return 0.0, np.inf
+    if node.op_type != "Clip":
+        return -np.inf, np.inf
+    low, high = (graph.constant(value) for value in (*node.inputs[1:], None, None)[:2])
+    return (
+        min(float(low.reshape(-1)[0]), 0.0) if low is not None and low.size else -np.inf,
+        max(float(high.reshape(-1)[0]), 0.0) if high is not None and high.size else np.inf,
+    )
 
 
 def _nearest(node: Node) -> bool:

@@ -34,7 +34,7 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     table.add_row("size", _bytes(verdict.float_bytes), _bytes(verdict.quantized_bytes), f"{shrink:.2f}x smaller")
     if len(verdict.latency) > 1:
         plain, quick = verdict.latency
-        table.add_row("latency, 1 thread", f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", _speed(quick.ratio))
+        table.add_row("latency, 1 thread", f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
     if run.evaluation is not None and run.evaluation.accuracy is not None:
         base = run.evaluation.reference_accuracy
         table.add_row(
@@ -54,7 +54,9 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
 
 
 def _macs(coverage: Coverage) -> str:
-    kernels = sum(count for name, count in coverage.kernels.items() if name.startswith(("QLinear", "QGemm", "MatMulInteger")))
+    kernels = sum(
+        count for name, count in coverage.kernels.items() if name.startswith(("QLinear", "QGemm", "MatMulInteger"))
+    )
     return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates, in {kernels} integer kernels"
 
 
@@ -72,7 +74,13 @@ def _print_floats(console: Console, coverage: Coverage) -> None:
 
 
 def _print_plan(console: Console, run: Summary) -> None:
-    table = Table(header_style="bold", box=None, pad_edge=False, title="plan (nothing was written)", title_justify="left")
+    table = Table(
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        title="plan (nothing was written)",
+        title_justify="left",
+    )
     for heading in ("layer", "weights", "scales"):
         table.add_column(heading)
     for name, grid in run.plan.weights.items():
@@ -102,17 +110,14 @@ def print_benchmark(console: Console, latencies: Sequence[Latency]) -> None:
     for heading in ("model", "provider", "threads", "batch", "median", "p95", "against the first"):
         table.add_column(heading, justify="right" if heading in ("threads", "batch", "median", "p95") else "left")
     for latency in latencies:
-        provider = latency.provider
-        if latency.ran_on and latency.ran_on != (provider,):
-            provider = f"{provider} (ran on {', '.join(latency.ran_on)})"
         table.add_row(
             escape(latency.model),
-            provider,
+            latency.provider,
             str(latency.threads),
             str(latency.batch),
             f"{latency.median_ms:.3f} ms",
             f"{latency.p95_ms:.3f} ms",
-            _speed(latency.ratio) if latency.ratio is not None else "-",
+            latency.words,
         )
     console.print(table)
 
@@ -167,17 +172,6 @@ def _bytes(count: int) -> str:
 def _percent(interval: Interval) -> str:
     half = 100 * (interval.high - interval.low) / 2
     return f"{100 * interval.value:.2f} ± {half:.2f} %"
-
-
-def _speed(ratio: Interval | None) -> str:
-    if ratio is None:
-        return "-"
-    faster = f"95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f}"
-    if ratio.low <= 1.0 <= ratio.high:
-        return f"no difference ({faster})"
-    if ratio.value < 1.0:
-        return f"{1 / ratio.value:.2f}x faster ({faster})"
-    return f"{ratio.value:.2f}x SLOWER (95 % CI {ratio.low:.2f}-{ratio.high:.2f})"
 
 
 def _significance(p_value: float | None) -> str:

@@ -45,9 +45,7 @@ def simplify(source: Path, destination: Path) -> None:
     import onnx
     import onnxsim
 
-    simplified, _ = onnxsim.simplify(
-        str(source), skipped_optimizers=SKIPPED, tensor_size_threshold=LARGEST_FOLDED
-    )
+    simplified, _ = onnxsim.simplify(str(source), skipped_optimizers=SKIPPED, tensor_size_threshold=LARGEST_FOLDED)
     if simplified.ByteSize() > SINGLE_FILE_LIMIT:
         onnx.save(simplified, destination, save_as_external_data=True, location=f"{destination.name}.data")
     else:

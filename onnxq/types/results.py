@@ -17,6 +17,20 @@ class Interval:
     high: float
 
 
+NEGLIGIBLE = 0.01
+"""Ratios nearer to 1 than this are no difference: a file timed against itself differs by up to half of it."""
+
+
+def _compare(ratio: Interval | None) -> str:
+    if ratio is None:
+        return "the reference"
+    if ratio.low <= 1 <= ratio.high or abs(ratio.value - 1) < NEGLIGIBLE:
+        return f"no difference (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
+    if ratio.value < 1:
+        return f"{1 / ratio.value:.2f}x faster (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
+    return f"{ratio.value:.2f}x SLOWER (95 % CI {ratio.low:.2f}-{ratio.high:.2f})"
+
+
 @dataclass(frozen=True)
 class Latency:
     """Latency of one model in one setting.
@@ -42,6 +56,14 @@ class Latency:
     median_ms: float
     p95_ms: float
     ratio: Interval | None
+
+    @property
+    def words(self) -> str:
+        """The comparison with the first model; says so when the provider asked for did not run."""
+        fallback = ""
+        if self.provider not in self.ran_on:
+            fallback = f"; ran on {', '.join(self.ran_on) or 'nothing'}, not on {self.provider}"
+        return _compare(self.ratio) + fallback
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ Write = Callable[..., Path]
 def write(tmp_path: Path) -> Write:
     """Returns a function that writes the model of a graph's text and its constants, and gives the path."""
 
-    def build(
-        text: str, constants: Mapping[str, npt.NDArray[Any]] | None = None, name: str = "model"
-    ) -> Path:
+    def build(text: str, constants: Mapping[str, npt.NDArray[Any]] | None = None, name: str = "model") -> Path:
         model = parser.parse_model(HEAD + text)
         for key, array in (constants or {}).items():
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), key))

@@ -88,9 +88,7 @@ def test_linear_layers_are_found_whatever_kernel_they_become(write):
         | quantized_weight("to_float", (8, 9), 1),
     )
     found = foreign_coverage(path)
-    assert {
-        op: found.kernels.get(op) for op in ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMul")
-    } == {
+    assert {op: found.kernels.get(op) for op in ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMul")} == {
         "QGemm": 1,
         "QLinearMatMul": 1,
         "MatMulIntegerToFloat": 1,
@@ -183,8 +181,7 @@ def test_a_layer_that_the_runtime_quantizes_by_itself_counts_as_integer(write):
             aq = QuantizeLinear(a, sy, zy)
             y = DequantizeLinear(aq, sy, zy)
         }}""",
-        GRID
-        | {"w": np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), "b": np.ones(4, np.float32)},
+        GRID | {"w": np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), "b": np.ones(4, np.float32)},
     )
     assert coverage(path, {"dense": 24}).integer_macs == 24
 

@@ -12,9 +12,7 @@ def test_shapes_are_parsed_and_names_may_hold_colons():
     assert found == {"input": (1, 3, 224, 224), "serving/ids:0": (1, 64)}
 
 
-@pytest.mark.parametrize(
-    "text", ["1,3,224,224", "input:", "input:1,x", "input:1,-3", "input:0,3", ":1,3", "input"]
-)
+@pytest.mark.parametrize("text", ["1,3,224,224", "input:", "input:1,x", "input:1,-3", "input:0,3", ":1,3", "input"])
 def test_a_malformed_shape_is_a_usage_error_that_shows_the_form(text):
     with pytest.raises(UsageError, match=r"is not a shape.*input:1,3,224,224"):
         parse_shapes([text])
@@ -65,9 +63,7 @@ def test_channels_last_images_get_spatial_axes_too():
 
 
 def test_an_unknown_size_is_a_usage_error_that_names_the_input_and_the_option():
-    with pytest.raises(
-        UsageError, match=r"axis 1 of input signal: float32\[N,samples\].*--shape signal:4,128"
-    ):
+    with pytest.raises(UsageError, match=r"axis 1 of input signal: float32\[N,samples\].*--shape signal:4,128"):
         make_feeds([InputSpec("signal", "float32", ("N", "samples"))], 4)
 
 

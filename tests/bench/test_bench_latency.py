@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxq import runtime
-from onnxq.bench import describe, measure
+from onnxq.bench import measure
 from onnxq.errors import DataError, EnvironmentFault, UsageError
 from onnxq.types import Interval, Latency
 
@@ -72,9 +72,7 @@ def test_models_take_turns_in_changing_order_after_the_warm_up(dense, deeper, mo
 def test_real_rows_are_fed(dense, monkeypatch):
     seen = []
     run = runtime.Session.run
-    monkeypatch.setattr(
-        runtime.Session, "run", lambda self, feeds: seen.append(feeds["x"]) or run(self, feeds)
-    )
+    monkeypatch.setattr(runtime.Session, "run", lambda self, feeds: seen.append(feeds["x"]) or run(self, feeds))
     rows = np.arange(16, dtype=np.float32).reshape(2, 8)
     measure([dense], batches=(3,), feeds={"x": rows}, **QUICK)
     assert all((batch == rows[[0, 1, 0]]).all() for batch in seen)
@@ -116,7 +114,7 @@ def test_a_silent_fallback_is_detected(dense, monkeypatch):
     monkeypatch.setattr(runtime, "available_providers", lambda: ("cpu", "openvino"))
     (found,) = measure([dense], providers=("openvino",), **QUICK)
     assert (found.provider, found.ran_on) == ("openvino", ("cpu",))
-    assert describe(found) == "the reference; ran on cpu, not on openvino"
+    assert found.words == "the reference; ran on cpu, not on openvino"
 
 
 def entry(ratio, provider="cpu"):
@@ -134,5 +132,5 @@ def entry(ratio, provider="cpu"):
     ],
 )
 def test_verdicts(ratio, text):
-    assert describe(entry(ratio)) == text
-    assert describe(entry(ratio, "cuda")) == f"{text}; ran on cpu, not on cuda"
+    assert entry(ratio).words == text
+    assert entry(ratio, "cuda").words == f"{text}; ran on cpu, not on cuda"

@@ -66,9 +66,7 @@ def test_matrix_products(write):
         },
     )
     rows = 4
-    found = counted(
-        path, {"x": np.zeros((rows, 5, 6), np.float32), "v": np.zeros((rows, 6), np.float32)}, rows
-    )
+    found = counted(path, {"x": np.zeros((rows, 5, 6), np.float32), "v": np.zeros((rows, 6), np.float32)}, rows)
     assert found == {
         "linear": 5 * 7 * 6,
         "vector": 5 * 6,

@@ -181,9 +181,7 @@ def test_row_counts_must_agree(tmp_path):
 def test_a_shape_that_does_not_fit(tmp_path, shape, advice):
     np.savez(tmp_path / "a.npz", x=np.zeros(shape, np.float32))
     message = refusal(tmp_path / "a.npz", IMAGE)
-    assert (
-        f"input 'x' takes float32[?, 3, 4, 5], the array is float32[{', '.join(map(str, shape))}]" in message
-    )
+    assert f"input 'x' takes float32[?, 3, 4, 5], the array is float32[{', '.join(map(str, shape))}]" in message
     assert message.endswith(advice)
 
 
@@ -202,9 +200,7 @@ def test_empty_arrays_are_refused_but_empty_inner_axes_are_not(tmp_path):
     np.savez(tmp_path / "a.npz", x=rows(0, 3))
     assert "a.npz has no rows" in refusal(tmp_path / "a.npz")
     past = (InputSpec("past", "float32", ("N", 2, "P")),)
-    assert [b["past"].shape for b in open_data({"past": np.zeros((2, 2, 0), np.float32)}, past)] == [
-        (2, 2, 0)
-    ]
+    assert [b["past"].shape for b in open_data({"past": np.zeros((2, 2, 0), np.float32)}, past)] == [(2, 2, 0)]
 
 
 def test_the_first_file_is_looked_at_when_opening(tmp_path):

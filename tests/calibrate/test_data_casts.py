@@ -76,9 +76,7 @@ def test_what_is_not_finite_is_found(tmp_path, value):
     bad[130, 1] = value
     bad[140, 0] = value
     np.savez(tmp_path / "a.npz", x=bad)
-    assert refusal(tmp_path / "a.npz") == (
-        f"a.npz: input 'x' holds {value} at [130, 1]: replace or remove it"
-    )
+    assert refusal(tmp_path / "a.npz") == (f"a.npz: input 'x' holds {value} at [130, 1]: replace or remove it")
 
 
 def test_an_input_without_a_numpy_type():

@@ -1,6 +1,8 @@
 """Images: layout, size, crop, channels, normalisation, and pictures that cannot be used."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,6 +228,11 @@ def test_pictures_are_decoded_when_their_batch_comes(tmp_path):
         next(batches)
 
 
+def test_pillow_is_imported_only_for_pictures():
+    code = "import sys, onnxq.calibrate.data; sys.exit('PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_single_image(tmp_path):
     save(tmp_path / "a.png", noise(2, 2))
     assert one(tmp_path / "a.png", spec("N", 3, 2, 2)).shape == (1, 3, 2, 2)
@@ -233,9 +240,7 @@ def test_a_single_image(tmp_path):
 
 def test_provenance_tells_the_preprocessing(tmp_path):
     save(tmp_path / "a.png", noise(20, 30))
-    data = open_data(
-        tmp_path / "a.png", spec("N", 8, 8, 3), preprocess=PREPROCESS["imagenet-caffe"], samples=9
-    )
+    data = open_data(tmp_path / "a.png", spec("N", 8, 8, 3), preprocess=PREPROCESS["imagenet-caffe"], samples=9)
     assert json.loads(json.dumps(data.provenance)) == {
         "kind": "images",
         "layout": "NHWC",

@@ -136,7 +136,10 @@ def test_sub_folders_called_by_numbers_are_those_numbers(tmp_path):
     ((feeds, labels),) = data
     assert labels.tolist() == [7, 9, 10]
     assert (feeds["x"].ravel() * 255).round().tolist() == [2, 1, 0]
-    assert data.provenance["notes"]["classes"] == "3 sub-folders, the labels are their names"
+    assert data.provenance["notes"] == {
+        "normalisation": "none given: pixels / 255",
+        "classes": "3 sub-folders, the labels are their names",
+    }
     (tmp_path / "7").mkdir()
     assert "two sub-folders stand for the same class (007, 10, 7, 9)" in refusal(tmp_path, PIXEL)
 
@@ -159,10 +162,7 @@ def test_arrays_in_sub_folders_take_their_own_labels_first(tmp_path):
 
 
 def split_rows(data, every, **options):
-    return [
-        np.concatenate([feeds["x"][:, 0] for feeds in part]).tolist()
-        for part in split(data, every, **options)
-    ]
+    return [np.concatenate([feeds["x"][:, 0] for feeds in part]).tolist() for part in split(data, every, **options)]
 
 
 def test_every_eighth_row_is_held_out():

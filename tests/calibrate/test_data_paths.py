@@ -28,8 +28,7 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "calibration").mkdir()
     assert refusal("calibraton") == "calibraton: no such file or folder: did you mean calibration?"
     assert refusal("zzz") == (
-        "zzz: no such file or folder: "
-        "give a folder of images, .npz or .npy files, one such file, or module:callable"
+        "zzz: no such file or folder: give a folder of images, .npz or .npy files, one such file, or module:callable"
     )
     assert "(there is no folder nowhere)" in refusal("nowhere/x.npz")
     assert "the name of the data is empty" in refusal("")
@@ -54,9 +53,7 @@ def test_a_file_of_another_kind(tmp_path):
 def test_two_kinds_in_one_folder(tmp_path):
     (tmp_path / "a.png").write_text("")
     np.save(tmp_path / "b.npy", rows(1))
-    assert refusal(tmp_path) == (
-        f"{tmp_path.name} holds images (1) and arrays (1): keep one kind in the folder"
-    )
+    assert refusal(tmp_path) == (f"{tmp_path.name} holds images (1) and arrays (1): keep one kind in the folder")
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path):

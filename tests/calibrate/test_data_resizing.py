@@ -95,9 +95,7 @@ def test_bicubic(tmp_path):
     assert PREPROCESS["clip"].resample == "bicubic"
 
 
-@pytest.mark.parametrize(
-    ("resize", "size"), [((6, 9), (6, 9)), (7, (7, 7)), (0.875, (224, 224)), (None, (20, 30))]
-)
+@pytest.mark.parametrize(("resize", "size"), [((6, 9), (6, 9)), (7, (7, 7)), (0.875, (224, 224)), (None, (20, 30))])
 def test_a_model_of_any_size(tmp_path, resize, size):
     save(tmp_path / "a.png", noise(20, 30))
     assert one(tmp_path, spec("N", 3, "H", "W"), Preprocess(resize=resize)).shape == (1, 3, *size)

@@ -76,9 +76,7 @@ def test_a_callable_may_import_from_the_current_folder_while_it_runs(module):
 
 
 def test_only_the_rows_asked_for_are_made(module):
-    name = module(
-        "import numpy as np\ndef make():\n    yield {'x': np.zeros((2, 3))}\n    raise KeyError('too far')\n"
-    )
+    name = module("import numpy as np\ndef make():\n    yield {'x': np.zeros((2, 3))}\n    raise KeyError('too far')\n")
     assert len(list(open_data(f"{name}:make", X, samples=2))) == 1
     assert refusal(f"{name}:make") == (
         "calibration_code:make failed (KeyError: 'too far'): it must return an iterable of dicts of arrays"
@@ -107,8 +105,7 @@ def test_a_callable_that_fails(module, body, said):
 
 def test_a_callable_may_refuse_in_our_words(module):
     name = module(
-        "from onnxq.errors import DataError\n"
-        "def make():\n    raise DataError('rows.db is locked: close it')\n"
+        "from onnxq.errors import DataError\ndef make():\n    raise DataError('rows.db is locked: close it')\n"
     )
     assert refusal(f"{name}:make") == "rows.db is locked: close it"
 
@@ -134,8 +131,7 @@ def test_a_module_or_name_that_is_not_there(module):
     assert "name a function of that module" in refusal(f"{name}:zzz")
     assert "is of type int: name a function that takes no arguments" in refusal(f"{name}:number")
     assert refusal("no_such_module:make") == (
-        "no_such_module:make: there is no module 'no_such_module': "
-        "run from the folder of the module, or install it"
+        "no_such_module:make: there is no module 'no_such_module': run from the folder of the module, or install it"
     )
     assert "write calibration_code:make_rows" in refusal(f"{name}.py:make_rows")
 

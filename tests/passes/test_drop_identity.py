@@ -119,6 +119,19 @@ def test_a_constant_that_widens_its_operand_stays(rank, wide, op):
     assert_same_outputs(before, run(m, feeds), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "target", "goes"),
+    [("", [-1, 4], True), ("", [0, -1], True), ("", [2, 4], False), ("<allowzero = 1>", [0, 4], False)],
+)
+def test_a_reshape_of_a_symbolic_axis(attributes, target, goes):
+    m = model(
+        f"g (float[N,4] x, int64[2] s) => (float[M,4] y) {{ r = Relu(x) n = Reshape{attributes}(r, s) y = Neg(n) }}",
+        s=np.array(target),
+    )
+    graph.infer_shapes(m)
+    assert DropIdentity()(m) == goes
+
+
 def test_a_symbolic_axis_may_be_widened():
     m = model(
         "g (float[N,3] v, float[2,1] c) => (float[M,3] y) { x = Relu(v) n = Add(x, c) y = Neg(n) }",
@@ -176,9 +189,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_says_why_it_stays(reason):
     body = REFUSED[reason]
-    outputs = "float[a,b,c] y" + (
-        f", {'bool' if 'Not' in body else 'float'}[d,e,f] z" if "z =" in body else ""
-    )
+    outputs = "float[a,b,c] y" + (f", {'bool' if 'Not' in body else 'float'}[d,e,f] z" if "z =" in body else "")
     m = model(
         f"g (float[2,3,4] x, float[2,3,4] ones, float half, bool yes, bool no) => ({outputs}) {{ {body} }}",
         ones=np.ones((2, 3, 4), np.float32),
@@ -194,8 +205,8 @@ def test_says_why_it_stays(reason):
 
 def test_dropout_in_inference_disappears_whatever_its_ratio():
     m = model(
-        "g (float[2,3,4] x, float half, bool no) => (float[a,b,c] y) { r = Relu(x) y = Dropout(r, half, no) }",
-        half=np.float32(0.5),
+        "g (float[2,3,4] x, float p, bool no) => (float[2,3,4] y) { r = Relu(x) y = Dropout(r, p, no) }",
+        p=np.float32(0.5),
         no=np.array(False),
     )
     assert DropIdentity()(m) == 1

@@ -64,9 +64,7 @@ def test_a_folded_shape_makes_the_next_result_known():
     assert_same_outputs(before, run(m, X), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("code", "dtype"), [(10, "float16"), (11, "float64"), (3, "int8"), (4, "uint16"), (9, "bool")]
-)
+@pytest.mark.parametrize(("code", "dtype"), [(10, "float16"), (11, "float64"), (3, "int8"), (4, "uint16"), (9, "bool")])
 def test_keeps_the_element_type(code, dtype):
     m = build(
         f"a = Abs(v) k = Cast<to = {code}>(a) p = Abs(x) g = Cast<to = {code}>(p) c = Concat<axis = 0>(g, k) "
@@ -133,6 +131,13 @@ def test_random_operators_without_inputs_stay():
     m = build("r = RandomNormal<shape = [4]>() y = Add(x, r)")
     assert FoldConstants()(m) == 0
     assert ops(m) == ["RandomNormal", "Add"]
+    assert FoldConstants().refused(m) == {}
+
+
+def test_the_default_of_an_input_is_not_a_constant():
+    m = build("t = Transpose(v) y = MatMul(x, t)")
+    m.graph.inputs.append(m.graph.initializers["v"])
+    assert FoldConstants()(m) == 0
 
 
 def test_a_constant_that_is_an_output_stays():

@@ -60,9 +60,7 @@ def test_paddings_add_up(pads, own, strides):
     m = padded(f"y = Conv<pads = {own}, strides = {strides}>(p, w)", pads=(0, 0, *pads[:2], 0, 0, *pads[2:]))
     before = run(m, X)
     assert FoldPad()(m) == 1
-    assert graph.attribute(next(graph.nodes(m)), "pads", []) == [
-        a + b for a, b in zip(pads, own, strict=True)
-    ]
+    assert graph.attribute(next(graph.nodes(m)), "pads", []) == [a + b for a, b in zip(pads, own, strict=True)]
     assert_same_outputs(before, run(m, X))
 
 
@@ -101,6 +99,7 @@ REFUSED = {
     ),
     "does not count": (PAD, "y = AveragePool<kernel_shape = [5,5], pads = [1,1,1,1]>(p)", None),
     "not larger than the padding": (PAD, "y = AveragePool<kernel_shape = [3,3]>(p)", None),
+    "it is the weight of": (PAD, "y = Conv<pads = [9,9,9,9]>(x, p)", None),
     "output of the model": ("y = Pad(x, pads)", "z = Conv(y, w)", None),
 }
 

@@ -154,14 +154,32 @@ def test_a_small_error_is_found_too():
     apply(network(), [Forgetful()], X, tolerance=1e-2)
 
 
-def test_near_ties_are_not_blamed_on_a_pass():
+def rounding(factor):
+    """A model whose output is nothing but the rounding error of a layer, made visible."""
     m = model(
-        """g (float[2,3] x, float[3] w) => (float[2,3] y) {
-            r = RandomNormalLike(x) s = Mul(r, w) i = Identity(x) z = Add(s, i) y = Relu(z)
+        """g (float[N,2,6,6] x, float[4,2,3,3] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var,
+              float[3,4,4,4] known, float factor) => (float[N,4,4,4] y) {
+            c = Conv(x, w)
+            n = BatchNormalization<epsilon = 0.1>(c, gamma, beta, mean, var)
+            e = Sub(n, known)
+            y = Mul(e, factor)
         }""",
-        w=weights(3),
+        w=weights(4, 2, 3, 3),
+        known=np.zeros((3, 4, 4, 4), np.float32),
+        factor=np.float32(factor),
+        **{name: weights(4, low=0.5, high=2.0, seed=i) for i, name in enumerate(("gamma", "beta", "mean", "var"))},
     )
-    assert apply(m, [DropIdentity()], {"x": weights(2, 3)})[0].count == 1
+    layer = next(graph.nodes(m, "Sub"))
+    graph.replace_constant(m, layer, 1, run(graph.with_outputs(m, ["n"]), X)["n"])
+    return m
+
+
+def test_rounding_is_not_blamed_on_a_pass(inferences):
+    m = rounding(1e5)
+    (applied,) = apply(m, [FoldBatchNorm()], X)
+    assert applied.count == 1
+    assert applied.gap > 1e-2
+    assert inferences == ["off", "off", "all"]
 
 
 def test_a_probe_that_does_not_fit_is_the_datas_fault():

@@ -200,9 +200,7 @@ def _read_header(file: IO[bytes], where: str) -> Header:
     else:
         raise DataError(f"{where} is no plain array (format {version}): save it as numbers")
     if dtype.hasobject:
-        raise DataError(
-            f"{where} holds Python objects, which are never loaded: save it as an array of numbers"
-        )
+        raise DataError(f"{where} holds Python objects, which are never loaded: save it as an array of numbers")
     if min(shape, default=0) < 0:
         raise DataError(f"{where} has a damaged header (shape {shape}): write it again with numpy")
     return Header(shape, dtype)

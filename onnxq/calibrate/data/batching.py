@@ -110,6 +110,4 @@ def _join(chunks: list[Chunk]) -> Feeds:
 
 
 def _filled(feeds: Feeds, missing: int) -> Feeds:
-    return {
-        name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feeds.items()
-    }
+    return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feeds.items()}

@@ -62,9 +62,7 @@ def converted(array: Array, spec: InputSpec, where: str, first_row: int, notes: 
     what = f"{where}: input {spec.name!r} takes {wanted}, which cannot hold"
     _refuse(lost, array, what, first_row, "save values that fit")
     raw = wanted.kind == "f" and array.dtype.kind in "iu"
-    notes.add(
-        f"cast {spec.name}", f"{array.dtype.name} to {wanted.name}" + (", values as stored" if raw else "")
-    )
+    notes.add(f"cast {spec.name}", f"{array.dtype.name} to {wanted.name}" + (", values as stored" if raw else ""))
     return result
 
 

@@ -86,9 +86,7 @@ def by_class(path: Path, notes: Notes) -> list[DataFile]:
 
 def natural(parts: Sequence[str]) -> list[tuple[list[str | int], str]]:
     """Return a sort key under which 9.png comes before 10.png."""
-    return [
-        ([int(bit) if bit.isdecimal() else bit for bit in re.split(r"(\d+)", part)], part) for part in parts
-    ]
+    return [([int(bit) if bit.isdecimal() else bit for bit in re.split(r"(\d+)", part)], part) for part in parts]
 
 
 def spread(files: Sequence[DataFile], most: int | None) -> list[DataFile]:
@@ -111,9 +109,7 @@ def missing(path: Path) -> InputError:
 def _in_folder(folder: Path, name: str) -> list[DataFile]:
     found = sorted(_walk(folder), key=lambda file: natural(file.relative_to(folder).parts))
     usable = [file for file in found if _usable(file)]
-    return _one_kind(
-        [DataFile(file, f"{name}/{file.relative_to(folder).as_posix()}") for file in usable], found, name
-    )
+    return _one_kind([DataFile(file, f"{name}/{file.relative_to(folder).as_posix()}") for file in usable], found, name)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -135,12 +131,8 @@ def _one_kind(files: list[DataFile], found: list[Path], name: str) -> list[DataF
     if files:
         return files
     counts = Counter(file.suffix.lower() or "without extension" for file in found).most_common(5)
-    there = (
-        "found only " + ", ".join(f"{count} {suffix}" for suffix, count in counts) if found else "it is empty"
-    )
-    raise DataError(
-        f"{name}: no data in this folder ({there}): put {' '.join((*IMAGES, *ARRAYS))} files there"
-    )
+    there = "found only " + ", ".join(f"{count} {suffix}" for suffix, count in counts) if found else "it is empty"
+    raise DataError(f"{name}: no data in this folder ({there}): put {' '.join((*IMAGES, *ARRAYS))} files there")
 
 
 def _usable(path: Path) -> bool:
@@ -161,6 +153,4 @@ def _permitted(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EnvironmentFault(
-            f"{name}: cannot be listed ({error.strerror}): check its permissions"
-        ) from error
+        raise EnvironmentFault(f"{name}: cannot be listed ({error.strerror}): check its permissions") from error

@@ -92,10 +92,7 @@ class Fit:
     def _cut(self, loaded: Feeds, start: int, count: int, where: str) -> Feeds:
         """Copy some rows, in the types that the model takes."""
         part = slice(start, start + count) if self.rowwise else ...
-        feeds = {
-            spec.name: converted(loaded[spec.name][part], spec, where, start, self.notes)
-            for spec in self.inputs
-        }
+        feeds = {spec.name: converted(loaded[spec.name][part], spec, where, start, self.notes) for spec in self.inputs}
         if LABELS in loaded:
             feeds[LABELS] = np.array(loaded[LABELS][start : start + count], np.int64)
         return feeds
@@ -131,9 +128,7 @@ class Fit:
             rows[spec.name] = shape[0] if self.rowwise else 1
         if len(set(rows.values())) > 1:
             counts = ", ".join(f"{name} {count}" for name, count in rows.items())
-            raise DataError(
-                f"{where}: the inputs differ in rows ({counts}): give every input the same number"
-            )
+            raise DataError(f"{where}: the inputs differ in rows ({counts}): give every input the same number")
         count = next(iter(rows.values()))
         if count == 0:
             raise DataError(f"{where} has no rows: remove it or write it again")
@@ -197,9 +192,7 @@ def _dim(dim: int | str | None) -> str:
 def as_array(value: object, where: str, *, numbers: bool = True) -> Array:
     """Turn a tensor of any library into an array; numbers and lists of them too where `numbers` allows it."""
     if not (hasattr(value, "__array__") or (numbers and isinstance(value, int | float | list | tuple))):
-        raise DataError(
-            f"{where} is of type {type(value).__name__}: give an array, or a dict of arrays by input name"
-        )
+        raise DataError(f"{where} is of type {type(value).__name__}: give an array, or a dict of arrays by input name")
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:

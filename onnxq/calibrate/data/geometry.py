@@ -51,12 +51,8 @@ class Geometry:
         else:
             wanted = (None, None) if resize is None else (DEFAULT_SIDE, DEFAULT_SIDE)
         target = (height or wanted[0], width or wanted[1])
-        if isinstance(resize, tuple) and any(
-            t is not None and r < t for r, t in zip(resize, target, strict=True)
-        ):
-            raise UsageError(
-                f"preprocess: resize {resize} is smaller than the model's {target}: give at least that"
-            )
+        if isinstance(resize, tuple) and any(t is not None and r < t for r, t in zip(resize, target, strict=True)):
+            raise UsageError(f"preprocess: resize {resize} is smaller than the model's {target}: give at least that")
         return Geometry(target, resize)
 
     def describe(self) -> str:

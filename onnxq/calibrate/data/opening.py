@@ -202,14 +202,10 @@ class _Request:
         if len(self.inputs) == 1:
             return self.inputs[0].name
         names = ", ".join(spec.name for spec in self.inputs)
-        raise DataError(
-            f"one array was given, but the model has the inputs {names}: give a dict of arrays by name"
-        )
+        raise DataError(f"one array was given, but the model has the inputs {names}: give a dict of arrays by name")
 
 
 def _dynamic(inputs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
     """Read a size below 1 as a dynamic one: some exporters write 0 or -1."""
-    shapes = [
-        tuple(None if isinstance(dim, int) and dim < 1 else dim for dim in spec.shape) for spec in inputs
-    ]
+    shapes = [tuple(None if isinstance(dim, int) and dim < 1 else dim for dim in spec.shape) for spec in inputs]
     return tuple(replace(spec, shape=shape) for spec, shape in zip(inputs, shapes, strict=True))

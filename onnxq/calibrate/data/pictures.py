@@ -88,9 +88,7 @@ class PicturePlan:
             raise DataError(f"{own}, too long and narrow to be cropped: remove it")
         if steps.resized != (image.height, image.width):
             if self.geometry.resize is None:
-                notes.add(
-                    "resized", f"pictures of another size became {height}x{width}, whatever their proportions"
-                )
+                notes.add("resized", f"pictures of another size became {height}x{width}, whatever their proportions")
             image = image.resize((width, height), Pillow.Resampling[self.preprocess.resample.upper()])
         if steps.size != steps.resized:
             top, left = steps.corner
@@ -161,9 +159,7 @@ def _channels(spec: InputSpec, count: int | str | None, given: Preprocess) -> Ch
 def _check_lengths(given: Preprocess, channels: int) -> None:
     for name, values in (("mean", given.mean), ("std", given.std)):
         if values is not None and len(values) not in (1, channels):
-            raise UsageError(
-                f"preprocess: {name} has {len(values)} numbers, the model's input {channels} channel"
-            )
+            raise UsageError(f"preprocess: {name} has {len(values)} numbers, the model's input {channels} channel")
 
 
 def _note_normalisation(floating: bool, preprocess: Preprocess | None, notes: Notes) -> None:
@@ -196,9 +192,7 @@ def _decode(path: Path, where: str, mode: str) -> Image:
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
         raise DataError(f"{where} has more than {MAX_PIXELS} pixels: make it smaller or remove it") from error
     except Exception as error:  # a decoder may raise anything on a broken file
-        raise DataError(
-            f"{where} is no readable JPEG, PNG, BMP or WebP image: replace or remove it"
-        ) from error
+        raise DataError(f"{where} is no readable JPEG, PNG, BMP or WebP image: replace or remove it") from error
 
 
 def _plain(image: Image, mode: str) -> Image:

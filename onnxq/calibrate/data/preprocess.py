@@ -90,8 +90,7 @@ def _check_resize(resize: Resize) -> None:
         good = resize is None or 0 < resize <= 1
     if not good:
         raise UsageError(
-            "preprocess: resize is (height, width), the short side in pixels or a fraction up to 1, "
-            f"not {resize}"
+            f"preprocess: resize is (height, width), the short side in pixels or a fraction up to 1, not {resize}"
         )
 
 
@@ -99,9 +98,7 @@ _IMAGENET_CROP = 0.875
 
 PREPROCESS: dict[str, Preprocess] = {
     "imagenet": Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=_IMAGENET_CROP),
-    "imagenet-caffe": Preprocess(
-        (103.939, 116.779, 123.68), resize=_IMAGENET_CROP, scale=1.0, channels="bgr"
-    ),
+    "imagenet-caffe": Preprocess((103.939, 116.779, 123.68), resize=_IMAGENET_CROP, scale=1.0, channels="bgr"),
     "inception": Preprocess((0.5,), (0.5,), resize=_IMAGENET_CROP),
     "clip": Preprocess(
         (0.48145466, 0.4578275, 0.40821073),

@@ -31,9 +31,7 @@ def load_callable(reference: str) -> Callable[[], Iterable[object]]:
             raise DataError(f"{reference}: {module_name} has no {part!r}: {hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise DataError(
-            f"{reference} is of type {type(found).__name__}: name a function that takes no arguments"
-        )
+        raise DataError(f"{reference} is of type {type(found).__name__}: name a function that takes no arguments")
     function = found
 
     def feeds() -> Iterator[object]:

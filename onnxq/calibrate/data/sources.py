@@ -130,9 +130,7 @@ class Program:
             raise
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(
-                f"{self.name} failed ({reason}): it must return an iterable of dicts of arrays"
-            ) from error
+            raise DataError(f"{self.name} failed ({reason}): it must return an iterable of dicts of arrays") from error
 
     def _named(self, item: object, where: str) -> Memory:
         if isinstance(item, Mapping):

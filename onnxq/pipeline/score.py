@@ -40,9 +40,7 @@ def evaluate(
     session = Session(graph.require_readable(model), config)
     other = Session(graph.require_readable(reference), config) if reference is not None else None
     try:
-        labelled = calibrate.open_labelled(
-            data, session.inputs, preprocess=preprocess, samples=samples, batch=batch
-        )
+        labelled = calibrate.open_labelled(data, session.inputs, preprocess=preprocess, samples=samples, batch=batch)
         rows = labelled.unlabelled()
     except DataError:
         if other is None:

@@ -126,9 +126,7 @@ def _require_layers(model: Model, path: Path) -> None:
         raise UnsupportedError(f"{path.name} has no Conv, Gemm or MatMul: there is nothing to quantize.")
 
 
-def _observe(
-    model: Model, rows: Dataset, settings: Recipe, log: Log
-) -> tuple[Placement, Observations]:
+def _observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Placement, Observations]:
     """Placement and statistics; tensors with infinities or NaN are taken out of the placement."""
     keep = _matches(model, settings.keep_float)
     placement = place(model, keep_float=keep)
@@ -227,9 +225,7 @@ def _plan(
         return plan
     log.stage("Looking for 16-bit saturation")
     layers = {unit.name: unit.layer for unit in placement.layers if unit.layer is not None}
-    narrow = calibrate.saturating(
-        model, layers, plan.tensors, plan.weights, _some(rows, 8, model), seed=settings.seed
-    )
+    narrow = calibrate.saturating(model, layers, plan.tensors, plan.weights, _some(rows, 8, model), seed=settings.seed)
     if not narrow:
         return plan
     log.note(f"{len(narrow)} layers get 7-bit weights: without VNNI their sums would saturate")
