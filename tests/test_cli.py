@@ -212,7 +212,8 @@ def test_refusals_are_one_line_with_an_exit_code_and_leave_nothing(arguments, co
 def test_help_needs_neither_onnx_nor_the_runtime():
     code = (
         "import sys; from onnxq.cli.main import _run; assert _run(['--help']) == 0; "
-        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from onnxq import runtime
 from onnxq.bench.inputs import fixed_batch, make_feeds, merge_specs
 from onnxq.bench.stats import ratio_interval
 from onnxq.errors import UsageError
-from onnxq.types import Feeds, InputSpec, Interval, Latency
+from onnxq.types import Feeds, InputSpec, Latency
 
 MAX_ROUNDS = 10_000
 """More rounds than this only make the raw samples longer."""
@@ -116,7 +116,9 @@ def _batches(specs: Sequence[InputSpec], wanted: Sequence[int], tell: Callable[[
 
 
 def _ran_on(path: Path, provider: str, feeds: Feeds) -> tuple[str, ...]:
-    """Providers of the nodes of one profiled run, the busiest first."""
+    """Providers of the nodes of one profiled run, the busiest first; a CPU session has no other to fall back to."""
+    if provider == "cpu":
+        return ("cpu",)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         config = runtime.SessionConfig(provider, threads=1, profile=str(Path(folder) / "profile"))
         session = runtime.Session(path, config)

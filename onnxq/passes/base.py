@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxq import graph
-from onnxq.errors import ModelError, RewriteError
+from onnxq.errors import DataError, ModelError, OnnxqError, RewriteError
 from onnxq.runtime import Level, Session, SessionConfig
 from onnxq.types import Array, Feeds
 
@@ -64,22 +64,35 @@ def apply(
         tolerance: Largest difference allowed, relative to each output's range.
 
     Raises:
-        RewriteError: A pass changed the outputs. `model` then holds the rewrites of the passes before it
-        only.
+        RewriteError: A pass failed, and `model` is as it was; or a pass changed the outputs, and `model` holds the
+            rewrites of the passes before it only.
     """
     graph.remove_unused(model)
     if any(output.dtype is None or output.shape is None for node in model.graph for output in node.outputs):
         graph.infer_shapes(model)
-    before = model.clone() if probe is not None else None
-    counts = [rewrite(model) for rewrite in passes]
+    before = model.clone()
+    counts = [_rewrite(rewrite, model, before) for rewrite in passes]
     graph.remove_unused(model)
     gap: float | None = None
-    if probe is not None and before is not None:
+    if probe is not None:
         gap = _guard(before, model, passes, probe, tolerance) if any(counts) else 0.0
     return [
         Applied(type(rewrite).__name__, count, rewrite.refused(model), gap)
         for rewrite, count in zip(passes, counts, strict=True)
     ]
+
+
+def _rewrite(rewrite: Pass, model: graph.Model, before: graph.Model) -> int:
+    """Run one pass; where it fails, `model` becomes `before` again."""
+    try:
+        return rewrite(model)
+    except OnnxqError:
+        raise
+    except Exception as error:
+        model.graph = before.graph
+        raise RewriteError(
+            f"{type(rewrite).__name__} failed: {error!r}. This is a bug in onnxq: please report it, with the model."
+        ) from error
 
 
 def difference(before: Mapping[str, Array], after: Mapping[str, Array]) -> tuple[float, str]:
@@ -127,7 +140,7 @@ def _guard(before: graph.Model, model: graph.Model, passes: Sequence[Pass], prob
         trial = sound.clone()
         rewrite(trial)
         gap, where = _gap(expected, trial, probe)
-        if gap > allowed:
+        if not gap <= allowed:
             model.graph = sound.graph
             graph.remove_unused(model)
             raise RewriteError(
@@ -141,11 +154,11 @@ def _guard(before: graph.Model, model: graph.Model, passes: Sequence[Pass], prob
 
 
 def _gap(expected: Mapping[str, Array], model: graph.Model, probe: Feeds) -> tuple[float, str]:
-    """Gap of `model` to `expected`, infinite when it does not load; and a description for people."""
+    """Gap of `model` to `expected`, NaN when it does not run; and a description for people."""
     try:
         gap, name = difference(expected, _outputs(model, probe))
-    except ModelError as error:
-        return np.inf, str(error)
+    except (ModelError, DataError) as error:
+        return np.nan, str(error)
     return gap, f"{name} by {gap:.2g} of its range"
 
 

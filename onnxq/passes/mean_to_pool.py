@@ -87,6 +87,8 @@ def _partial_pool(node: graph.Node) -> str:
     space = list(value.shape)[2:]
     kernel: list[int] = graph.attribute(node, "kernel_shape", [])
     pads: list[int] = graph.attribute(node, "pads", [])
+    if graph.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return "its padding is automatic"
     if any(pads) or space != kernel or any(d != 1 for d in graph.attribute(node, "dilations", [1])):
         return "it does not cover the whole of space"
     return ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from onnxq import graph, passes
-from onnxq import simplify as simplifier
+from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
 from onnxq.passes.base import Applied, difference
@@ -60,45 +60,61 @@ def model_inputs(model: Model) -> list[InputSpec]:
 
 
 def prepare(path: str | Path, model: Model, probe: Feeds | None, log: Log = Silence()) -> Prepared:
-    """Simplify and normalise a loaded model.
+    """Simplify and normalise a loaded model, and check on `probe` that it still computes the same.
 
     Args:
         path: Its file, for messages.
         model: As `load_float` gave it; left as it is.
-        probe: A small batch of real inputs to check each step on; None trusts them.
+        probe: A small batch of real inputs; None trusts the rewrites.
         log: Told what was left out.
     """
     log.stage("Simplifying")
-    before = Session(model, SessionConfig(optimize="basic")).run(probe) if probe is not None else None
-    simplified, reason = simplifier.simplify(model)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(simplifier.simplify, model)
+        before = _outputs(model, probe) if probe is not None else None
+        simplified, reason = job.result()
     if reason is not None:
         log.warn(reason)
-    elif before is not None and probe is not None:
+        simplified = model.clone()
+    rewritten, applied = _rewrite(simplified, None)
+    if before is not None and probe is not None and _mismatch(rewritten, probe, before):
         wrong = _mismatch(simplified, probe, before)
         if wrong:
             reason = f"simplification changed the model ({wrong}); continuing without it"
             log.warn(reason)
             simplified = model.clone()
-    graph.lift_constants(simplified)
-    applied = _apply(simplified, probe, log)
-    return Prepared(Path(path), simplified, model, tuple(applied), reason)
+        rewritten, applied = _guarded(simplified, probe, log)
+    return Prepared(Path(path), rewritten, model, tuple(applied), reason)
+
+
+def _rewrite(model: Model, probe: Feeds | None) -> tuple[Model, Sequence[Applied]]:
+    rewritten = model.clone()
+    graph.lift_constants(rewritten)
+    return rewritten, passes.apply(rewritten, passes.DEFAULT, probe)
+
+
+def _guarded(model: Model, probe: Feeds, log: Log) -> tuple[Model, Sequence[Applied]]:
+    """The rewrites one by one, as far as they keep the outputs."""
+    try:
+        return _rewrite(model, probe)
+    except RewriteError as error:
+        log.warn(str(error))
+        plain = model.clone()
+        graph.lift_constants(plain)
+        return plain, ()
+
+
+def _outputs(model: Model, probe: Feeds) -> dict[str, Array]:
+    return Session(model, SessionConfig(optimize="basic")).run(probe)
 
 
 def _mismatch(model: Model, probe: Feeds, before: Mapping[str, Array]) -> str:
+    """What differs from the outputs `before`, or an empty string."""
     try:
-        after = Session(model, SessionConfig(optimize="basic")).run(probe)
+        gap, where = difference(before, _outputs(model, probe))
     except ModelError as error:
         return str(error)
-    gap, where = difference(before, after)
     return f"{where} by {gap:.2g} of its range" if gap > PROBE_TOLERANCE else ""
-
-
-def _apply(model: Model, probe: Feeds | None, log: Log) -> Sequence[Applied]:
-    try:
-        return passes.apply(model, passes.DEFAULT, probe)
-    except RewriteError as error:
-        log.warn(str(error))
-        return ()
 
 
 def probe_of(batches: Iterable[Feeds], fixed: bool) -> Feeds:

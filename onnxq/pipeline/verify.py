@@ -83,10 +83,8 @@ def kernel_gap(quantized: Model, feeds: Feeds) -> float:
     or 1/255 of the range of a float output.
     """
     cut, entries = graph.cut_at_codes(quantized)
-    codes = Session(graph.with_outputs(quantized, list(entries)), SessionConfig(optimize="off")).run(feeds)
-    given = feeds | {entry: codes[name] for name, entry in entries.items()}
-    plain = Session(cut, SessionConfig(optimize="off")).run(given)
-    fused = Session(cut).run(given)
+    plain = Session(graph.with_outputs(quantized, list(entries)), SessionConfig(optimize="off")).run(feeds)
+    fused = Session(cut).run(feeds | {entry: plain[name] for name, entry in entries.items()})
     gaps = [np.abs(plain[name].astype(np.int32) - fused[name]).max(initial=0) for name in entries]
     floats = {name: value for name, value in plain.items() if name not in entries}
     return max(float(max(gaps, default=0)), bench.gap_in_steps(floats, fused))

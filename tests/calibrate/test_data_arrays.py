@@ -71,6 +71,15 @@ def test_samples_takes_the_first_rows(tmp_path):
     assert [len(batch["x"]) for batch in open_data(tmp_path, X, samples=4)] == [4]
 
 
+def test_512_rows_by_default():
+    assert sum(len(batch["x"]) for batch in open_data(rows(600, 3), X)) == 512
+
+
+def test_the_notes_stay_short():
+    data = open_data({"x": rows(2, 3), **{f"extra{i}": rows(1, 1) for i in range(100)}}, X)
+    assert data.provenance["notes"]["ignored arrays"] == ", ".join(f"extra{i}" for i in range(20))
+
+
 def test_rows_behind_the_last_sample_are_not_read(tmp_path):
     np.savez(tmp_path / "0.npz", x=rows(2, 3))
     (tmp_path / "1.npz").write_bytes(b"broken")

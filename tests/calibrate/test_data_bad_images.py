@@ -110,6 +110,20 @@ def test_a_resize_below_the_models_size(tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
+        {"mean": (1.0,)},
+        {"mean": (255.0,), "scale": 1.0},
+        {"resize": 1},
+        {"resize": 1.0},
+        {"resize": (1, 1)},
+    ],
+)
+def test_preprocessing_at_the_edge_of_sense(fields):
+    assert Preprocess(**fields) is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
         {"mean": (0.1, 0.2)},
         {"mean": (float("nan"),)},
         {"mean": (0.5, 0.5, 1.01)},
@@ -119,6 +133,7 @@ def test_a_resize_below_the_models_size(tmp_path):
         {"scale": 0.0},
         {"scale": float("inf")},
         {"resize": 0},
+        {"resize": 0.0},
         {"resize": 1.5},
         {"resize": (0, 4)},
         {"resize": (4,)},

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.calibrate.data import open_data
@@ -111,6 +111,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, size):
     assert 1 < peak_of(open_data(tmp_path / "a.npy", inputs, samples=640, batch=16)) < 12
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(1, 90), min_size=1, max_size=6),
     batch=st.none() | st.integers(1, 100),
@@ -123,6 +124,7 @@ def test_the_batches_of_a_dynamic_model_are_the_rows(counts, batch, samples):
     assert max(map(len, got)) <= min(batch or 64, 64)
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 90), min_size=1, max_size=6), size=st.integers(1, 100))
 def test_the_batches_of_a_fixed_model_are_its_full_batches(counts, size):
     feeds = [{"x": rows(count) + 1000 * i} for i, count in enumerate(counts)]
@@ -137,8 +139,8 @@ def test_the_batches_of_a_fixed_model_are_its_full_batches(counts, size):
         assert (got[0][len(everything) :] == everything[-1]).all()
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=20), batch=st.integers(1, 6))
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_stacked_samples_keep_order_and_length(lengths, batch):
     inputs = (InputSpec("x", "float32", ("N", "S")),)
     feeds = [{"x": np.full(length, i, np.float32)} for i, length in enumerate(lengths)]

@@ -140,6 +140,8 @@ def test_a_model_without_a_row_axis(tmp_path):
     assert [a.shape for a in got] == [(3, 4, 5)] * 2
     assert np.array_equal(got[0], first.transpose(2, 0, 1))
     assert data.provenance["unit"] == "batch"
+    last = [batch["x"] for batch in open_data(tmp_path, spec(4, 5, 3), preprocess=PREPROCESS["raw"])]
+    assert np.array_equal(last[0], first)
 
 
 def test_one_channel_models_get_grey(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -176,6 +176,7 @@ def test_every_eighth_row_is_held_out():
     assert isinstance(held_out, Dataset)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 150), every=st.integers(2, 20), batch=st.integers(1, 70))
 def test_a_split_is_a_partition_in_order(count, every, batch):
     calibration, held_out = split_rows(open_data(rows(count), X, batch=batch), every)

@@ -139,6 +139,38 @@ def test_a_wrong_pass_is_named_and_undone(wrong):
     assert ops(m) == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, np.inf])
+def test_a_model_that_no_longer_runs_is_never_accepted(tolerance):
+    @dataclass(frozen=True)
+    class Misfit(Pass):
+        """Makes shapes disagree, which only a run shows."""
+
+        def __call__(self, model):
+            for node in graph.nodes(model, "Conv"):
+                graph.set_attribute(node, "group", 2)
+            return 1
+
+    for wrong in (Broken(), Misfit()):
+        with pytest.raises(RewriteError, match=type(wrong).__name__):
+            apply(network(), [wrong], X, tolerance)
+
+
+def test_a_pass_that_fails_leaves_the_model_as_it_was():
+    @dataclass(frozen=True)
+    class Failing(Pass):
+        """Renames, then fails."""
+
+        def __call__(self, model):
+            next(graph.nodes(model, "Relu")).op_type = "Rolu"
+            raise IndexError("of the pass")
+
+    m = network()
+    before = run(m, X)
+    with pytest.raises(RewriteError, match=r"Failing failed: IndexError\('of the pass'\). This is a bug"):
+        apply(m, [DropIdentity(), Failing()], X)
+    assert_same_outputs(before, run(m, X))
+
+
 def test_a_small_error_is_found_too():
     @dataclass(frozen=True)
     class Forgetful(Pass):

@@ -201,6 +201,4 @@ def _plain(image: Image, mode: str) -> Image:
 
     if image.mode.startswith("I"):
         image = Pillow.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "P":
-        image = image.convert("RGBA")
     return image.convert(mode)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from helpers import assert_same_outputs, model, ops, run, weights
 
-import onnxq.simplify
+import onnxq.simplifier
 from onnxq import graph
-from onnxq.simplify import simplify
+from onnxq.simplifier import simplify
 
 
 def shapes():
@@ -116,14 +116,14 @@ def child(tmp_path, monkeypatch):
 
     def replace(program):
         (tmp_path / "child.py").write_text(program)
-        monkeypatch.setattr(onnxq.simplify, "CHILD", tmp_path / "child.py")
+        monkeypatch.setattr(onnxq.simplifier, "CHILD", tmp_path / "child.py")
 
     return replace
 
 
 def test_weights_too_large_for_one_file_travel_beside_it(monkeypatch, child, scratch):
     m = shapes()
-    program = onnxq.simplify.CHILD.read_text()
+    program = onnxq.simplifier.CHILD.read_text()
     assert "LIMIT = 1_900_000_000" in program
     child(program.replace("LIMIT = 1_900_000_000", "LIMIT = 100"))
     monkeypatch.setattr(graph.files, "SINGLE_FILE_LIMIT", 100)
@@ -178,7 +178,7 @@ def test_goes_on_without_it(reason, child, scratch):
 
 
 def test_a_memory_limit_holds(child):
-    program = onnxq.simplify.CHILD.read_text()
+    program = onnxq.simplifier.CHILD.read_text()
     child(program.replace("    simplified, _ =", "    bytearray(1 << 33)\n    simplified, _ ="))
     m = shapes()
     assert simplify(m, memory_bytes=1 << 32) == (
@@ -208,6 +208,6 @@ def test_a_full_disk_is_survived(monkeypatch):
 
 
 def test_the_child_imports_nothing_of_onnxq():
-    source = onnxq.simplify.CHILD.read_text()
+    source = onnxq.simplifier.CHILD.read_text()
     assert "from onnxq" not in source
     assert "import onnxq\n" not in source
