@@ -11,7 +11,7 @@ Names are imported when first used, so that `import onnxq` costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxq.version import __version__
 

@@ -5,6 +5,7 @@ OnnxqError
 ├── InputError         3  what was given cannot be read or is invalid
 │   ├── ModelError        the ONNX file
 │   └── DataError         the calibration or evaluation data
+│       └── NoLabels      it is sound but has no labels, and labels are needed
 ├── UnsupportedError   4  valid, but nothing here can be quantized, or a feature is in the way
 ├── TargetNotMet       5  the size, accuracy or latency asked for cannot be reached
 ├── EnvironmentFault   6  disk, memory, permission, execution provider
@@ -40,6 +41,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """The data cannot be read or does not fit the model's inputs."""
+
+
+class NoLabels(DataError):  # noqa: N818 - says what is missing
+    """The data has no labels where labels are needed."""
 
 
 class UnsupportedError(OnnxqError):

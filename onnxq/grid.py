@@ -67,8 +67,17 @@ class Grid:
             bound = max(-low, high)
             return max(float(np.float32(bound / self.qmax)), SMALLEST_SCALE), 0
         scale = max(float(np.float32((high - low) / (self.qmax - self.qmin))), SMALLEST_SCALE)
-        zero_point = round(self.qmin - low / scale)
-        return scale, int(np.clip(zero_point, self.qmin, self.qmax))
+        for _ in range(8):
+            zero_point = int(np.clip(round(self.qmin - low / scale), self.qmin, self.qmax))
+            if scale <= SMALLEST_SCALE or self._ends(low, high, scale, zero_point):
+                break
+            scale = float(np.nextafter(np.float32(scale), np.float32(0)))
+        return scale, zero_point
+
+    def _ends(self, low: float, high: float, scale: float, zero_point: int) -> bool:
+        """Whether `low` and `high` get the outermost codes: the runtime absorbs only Clips that the grid cuts off."""
+        first, last = np.rint(np.asarray([low, high], np.float32) / np.float32(scale)) + zero_point
+        return bool(first <= self.qmin and last >= self.qmax)
 
 
 def quantize(
@@ -94,7 +103,7 @@ def dequantize(
     codes: npt.ArrayLike, scale: npt.ArrayLike, zero_point: npt.ArrayLike, axis: int | None = None
 ) -> FloatArray:
     """Floats of integer `codes`; the arguments are those of `quantize`."""
-    values = np.asarray(codes)
+    values = np.asarray(codes).astype(np.int32)
     steps, zeros = _along(scale, values.ndim, axis), _along(zero_point, values.ndim, axis)
     result: FloatArray = (values - zeros).astype(np.float32) * steps.astype(np.float32)
     return result

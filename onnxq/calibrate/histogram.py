@@ -6,15 +6,19 @@ neighbouring bins merge, so one pass over the data is enough, whatever the range
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from onnxq.types import TensorStats
 
 BINS = 8192
-"""At 8 bits a step of the grid then spans 16 bins or more."""
+"""At 8 bits a step of the grid then spans 16 bins or more, unless the range is clipped far inside the extremes."""
 VALUES_PER_BATCH = 1 << 16
 """Larger batches are thinned for the histogram; extremes are always taken from every value."""
+TINY = 1e-30
+"""A tensor within +-TINY counts as zero: float32 cannot resolve bins of its range."""
 
 
 class Histogram:
@@ -30,7 +34,7 @@ class Histogram:
         self._random = np.random.default_rng(seed)
         self._counts = np.zeros(BINS, np.float64)
         self._limit = 0.0
-        self._low, self._high = np.inf, -np.inf
+        self._low, self._high = math.inf, -math.inf
         self._lows, self._highs, self._samples = 0.0, 0.0, 0
         self._count = 0
         self._finite = True
@@ -42,15 +46,18 @@ class Histogram:
             self._shape = batch.shape
         if batch.size == 0:
             return
-        table = batch.reshape(len(batch), -1) if rows and batch.ndim > 1 else batch.reshape(1, -1)
-        lows, highs = table.min(axis=1), table.max(axis=1)
         values = batch.reshape(-1)
+        table = batch.reshape(len(batch) if rows and batch.ndim else 1, -1)
+        lows, highs = table.min(axis=1), table.max(axis=1)
         if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
             self._finite = False
-            values = values[np.isfinite(values)]
-            if values.size == 0:
+            usable = np.isfinite(table)
+            some = usable.any(axis=1)
+            lows = table.min(axis=1, initial=np.inf, where=usable)[some]
+            highs = table.max(axis=1, initial=-np.inf, where=usable)[some]
+            values = table[usable]
+            if not values.size:
                 return
-            lows, highs = values.min(keepdims=True), values.max(keepdims=True)
         self._low = min(self._low, float(lows.min()))
         self._high = max(self._high, float(highs.max()))
         self._lows += float(lows.sum(dtype=np.float64))
@@ -61,9 +68,9 @@ class Histogram:
 
     def _grow(self, bound: float) -> None:
         if self._limit == 0.0:
-            self._limit = bound * 1.0001
+            self._limit = bound * 1.0001 if bound > TINY else 0.0
             return
-        while self._limit > 0 and bound > self._limit:
+        while bound > self._limit:
             quarter = BINS // 4
             merged = self._counts.reshape(-1, 2).sum(axis=1)
             self._counts = np.zeros(BINS, np.float64)
@@ -72,16 +79,15 @@ class Histogram:
 
     def _fill(self, values: npt.NDArray[np.float32]) -> None:
         self._count += values.size
-        stride = max(values.size // VALUES_PER_BATCH, 1)
-        if stride > 1:
-            values = values[int(self._random.integers(stride)) :: stride]
+        stride = _stride(values.size)
+        kept = values[int(self._random.integers(stride)) :: stride] if stride > 1 else values
+        share = values.size / len(kept)
         if self._limit == 0.0:
-            self._counts[BINS // 2] += stride * values.size
+            self._counts[BINS // 2] += values.size
             return
-        scale = np.float32(BINS / (2.0 * self._limit))
-        index = ((values + np.float32(self._limit)) * scale).astype(np.int64)
+        index = (kept * np.float32(BINS / (2.0 * self._limit)) + np.float32(BINS // 2)).astype(np.int64)
         np.minimum(index, BINS - 1, out=index)
-        self._counts += stride * np.bincount(index, minlength=BINS)
+        self._counts += share * np.bincount(index, minlength=BINS)
 
     def stats(self) -> TensorStats:
         """What was seen so far."""
@@ -98,3 +104,14 @@ class Histogram:
             finite=self._finite,
             shape=self._shape or (),
         )
+
+
+def _stride(size: int) -> int:
+    """How far apart the values are that a batch of `size` values is thinned to.
+
+    It shares no factor with the size, hence with no axis: every channel and position is visited equally often.
+    """
+    stride = max(size // VALUES_PER_BATCH, 1)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride

@@ -1,7 +1,7 @@
 """Range rules: from what calibration saw of a tensor to the float interval its grid covers.
 
-A rule is a frozen dataclass; calling it with a tensor's statistics and a grid gives (low, high). Errors are computed
-on the histogram, each bin standing for its centre.
+A rule is a frozen dataclass; calling it with a tensor's statistics and a grid gives (low, high), which lies within
+the extremes and 0 (every grid holds 0 anyway).
 
 MinMax             everything that was seen
 AveragedMinMax     mean over samples of each sample's extremes (CalibTIP's initial ranges, arXiv 2006.10518)
@@ -14,17 +14,22 @@ Entropy            least Kullback-Leibler divergence between the histogram and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.calibrate.density import Density
 from onnxq.grid import Grid
 from onnxq.types import TensorStats
 
 Floats = npt.NDArray[np.float64]
+NARROWEST = 1e-3
+"""No search clips an end to less than this share of it."""
+LOOKUPS = 1 << 15
+"""Codes whose errors the first round of a search by distance may look up."""
 
 
 class RangeRule(Protocol):
@@ -64,16 +69,22 @@ class Percentile:
     keep: float = 99.99
 
     def __call__(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
-        """Interpolated quantiles of the histogram, never outside the extremes."""
-        if not stats.counts.any():
-            return stats.low, stats.high
+        """Quantiles of the histogram, interpolated within its bins."""
         tail = (1.0 - self.keep / 100.0) / 2.0
-        share = np.concatenate([[0.0], np.cumsum(stats.counts) / stats.counts.sum()])
-        edges = np.linspace(-stats.limit, stats.limit, len(stats.counts) + 1)
-        first = int(np.searchsorted(share, tail, side="right")) - 1
-        last = min(int(np.searchsorted(share, 1.0 - tail, side="left")), len(edges) - 1)
-        low, high = float(edges[first]), float(edges[last])
-        return max(low, stats.low), min(high, stats.high)
+        return _quantile(stats, tail), _quantile(stats, 1.0 - tail)
+
+
+def _quantile(stats: TensorStats, share: float) -> float:
+    used = np.flatnonzero(stats.counts)
+    if not len(used):
+        return stats.low
+    filled = np.cumsum(stats.counts[used])
+    wanted = share * filled[-1]
+    at = min(int(np.searchsorted(filled, wanted)), len(used) - 1)
+    count = stats.counts[used[at]]
+    part = float(np.clip((wanted - filled[at] + count) / count, 0.0, 1.0))
+    value = stats.limit * (2.0 * (float(used[at]) + part) / len(stats.counts) - 1.0)
+    return min(max(value, stats.low), stats.high)
 
 
 @dataclass(frozen=True)
@@ -82,61 +93,59 @@ class Distance:
 
     Attributes:
         power: 2 for the squared error, 1 for the absolute error.
-        tries: Candidate clippings per side.
+        rounds: How often the search zooms in on the best clipping so far.
     """
 
-    power: float = 2.0
-    tries: int = 32
+    power: Literal[1, 2] = 2
+    rounds: int = 6
 
     def __call__(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
-        """Search the upper end, then the lower end, then both once more (the error is nearly separable)."""
-        centres, counts = _bins(stats)
-        if not len(centres):
-            return stats.low, stats.high
+        """Search both ends together: coarsely over three decades, then in ever smaller neighbourhoods."""
         low, high = min(stats.low, 0.0), max(stats.high, 0.0)
         if grid.symmetric:
-            low = high = 0.0
-            bound = max(-stats.low, stats.high)
-            best = min(self._shrunk(bound), key=lambda b: self._error(centres, counts, -b, b, grid))
-            return -best, best
-        for _ in range(2 if low < 0 < high else 1):
-            start = low
-            if stats.high > 0:
-                high = min(self._shrunk(stats.high), key=lambda h: self._error(centres, counts, start, h, grid))
-            end = high
-            if stats.low < 0:
-                low = min(self._shrunk(stats.low), key=lambda v: self._error(centres, counts, v, end, grid))
-        return low, high
+            low, high = -max(-low, high), max(-low, high)
+        density = Density(stats)
+        sides = 1 if grid.symmetric or low == 0.0 or high == 0.0 else 2
+        tries = int(np.clip((LOOKUPS / (1 << grid.bits)) ** (1.0 / sides), 11, 48))
+        factors = np.geomspace(1.0, NARROWEST, tries)
+        ratio = factors[0] / factors[1]
+        best = np.ones(2)
+        for _ in range(1 + self.rounds):
+            pairs = np.stack([factors, factors]) if sides == 1 else _pairs(factors)
+            shares = np.clip(best[:, None] * pairs, NARROWEST, 1.0)
+            best = shares[:, np.argmin(density.error(low * shares[0], high * shares[1], grid, self.power))]
+            factors = ratio ** np.linspace(-1.0, 1.0, 5)
+            ratio = ratio**0.5
+        return float(low * best[0]), float(high * best[1])
 
-    def _shrunk(self, bound: float) -> Iterator[float]:
-        yield from (bound * share for share in np.geomspace(1.0, 0.02, 2 * self.tries))
 
-    def _error(self, centres: Floats, counts: Floats, low: float, high: float, grid: Grid) -> float:
-        scale, zero = grid.from_range(low, high)
-        codes = np.clip(np.rint(centres / scale) + zero, grid.qmin, grid.qmax)
-        gap = np.abs(centres - (codes - zero) * scale)
-        return float((counts * (gap * gap if self.power == 2.0 else gap**self.power)).sum())
+def _pairs(values: Floats) -> Floats:
+    """All ordered pairs, as two rows."""
+    return np.stack([np.repeat(values, len(values)), np.tile(values, len(values))])
 
 
 @dataclass(frozen=True)
 class Entropy:
-    """Least Kullback-Leibler divergence over clippings of the observed range.
+    """Least Kullback-Leibler divergence over cuts of everything beyond +-t.
 
     Attributes:
-        tries: Candidate clippings.
+        tries: Candidates for t, over two decades.
     """
 
     tries: int = 64
 
     def __call__(self, stats: TensorStats, grid: Grid) -> tuple[float, float]:
-        """Both ends are clipped by the same share."""
-        centres, counts = _bins(stats)
-        low, high = min(stats.low, 0.0), max(stats.high, 0.0)
-        if not len(centres) or low == high:
+        """Values in the two bins at zero are left out: every grid holds them, and there are often many."""
+        middle = len(stats.counts) // 2
+        used = np.flatnonzero(stats.counts)
+        used = used[(used < middle - 1) | (used > middle)]
+        if len(used) < 2:
             return stats.low, stats.high
-        shares = np.linspace(1.0, 0.05, self.tries)
-        best = min(shares, key=lambda share: _divergence(centres, counts, low * share, high * share, grid))
-        return float(low * best), float(high * best)
+        centres = stats.limit * ((2.0 * used + 1.0) / len(stats.counts) - 1.0)
+        counts = stats.counts[used]
+        bounds = max(-stats.low, stats.high) * np.geomspace(1.0, 0.01, self.tries)
+        ranges = [(max(stats.low, -bound), min(stats.high, bound)) for bound in bounds]
+        return min(ranges, key=lambda ends: _divergence(centres, counts, *ends, grid))
 
 
 def _divergence(centres: Floats, counts: Floats, low: float, high: float, grid: Grid) -> float:
@@ -144,32 +153,18 @@ def _divergence(centres: Floats, counts: Floats, low: float, high: float, grid: 
 
     The mass outside the range is added to P's outermost bins but not to Q's, so clipping costs divergence.
     """
-    scale, zero = grid.from_range(low, high)
-    inside = (centres >= low) & (centres <= high)
-    if inside.sum() < 2:
+    first, last = np.searchsorted(centres, (low, high))
+    if last - first < 2:
         return np.inf
-    kept = counts[inside]
+    kept = counts[first:last]
     clipped = kept.copy()
-    clipped[0] += counts[centres < low].sum()
-    clipped[-1] += counts[centres > high].sum()
-    codes = (np.clip(np.rint(centres[inside] / scale) + zero, grid.qmin, grid.qmax) - grid.qmin).astype(np.int64)
-    occupied = kept > 0
-    mass = np.bincount(codes, weights=kept, minlength=grid.qmax - grid.qmin + 1)
-    width = np.bincount(codes, weights=occupied, minlength=grid.qmax - grid.qmin + 1)
-    spread = np.where(occupied, mass[codes] / np.maximum(width[codes], 1.0), 0.0)
-    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
-    used = p > 0
-    return float((p[used] * np.log(p[used] / np.maximum(q[used], 1e-12))).sum())
-
-
-def _bins(stats: TensorStats) -> tuple[Floats, Floats]:
-    """Centres and counts of the occupied bins, the outermost moved to the exact extremes."""
-    used = np.flatnonzero(stats.counts)
-    if not len(used):
-        return np.zeros(0), np.zeros(0)
-    width = 2.0 * stats.limit / len(stats.counts)
-    centres = -stats.limit + (used + 0.5) * width
-    return np.clip(centres, stats.low, stats.high), stats.counts[used]
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    scale, zero = grid.from_range(low, high)
+    codes = (np.clip(np.rint(centres[first:last] / scale) + zero, grid.qmin, grid.qmax) - grid.qmin).astype(np.int64)
+    spread = (np.bincount(codes, weights=kept) / np.maximum(np.bincount(codes), 1))[codes]
+    p, q = clipped / clipped.sum(), spread / spread.sum()
+    return float((p * np.log(p / q)).sum())
 
 
 RULES: Mapping[str, RangeRule] = {
@@ -177,7 +172,7 @@ RULES: Mapping[str, RangeRule] = {
     "averaged": AveragedMinMax(),
     "percentile": Percentile(),
     "entropy": Entropy(),
-    "mse": Distance(2.0),
-    "mae": Distance(1.0),
+    "mse": Distance(2),
+    "mae": Distance(1),
 }
 """Rules by the name that recipes and the command line use."""

@@ -47,7 +47,8 @@ def image_options(function: F) -> F:
                      + ", ".join(PREPROCESS_NAMES) + "."),
         click.option("--mean", callback=numbers, metavar="M[,M,M]", help="Subtracted after scaling, per channel."),
         click.option("--std", callback=numbers, metavar="S[,S,S]", help="Divided by, per channel."),
-        click.option("--resize", callback=integers, metavar="N|H,W", help="Short side (then centre crop), or H,W."),
+        click.option("--resize", callback=numbers, metavar="N|H,W", help="Short side in pixels, or the part of it that "
+                     "the centre crop keeps (0.875), or H,W."),
         click.option("--scale", type=float, help="Pixel multiplier (default 1/255)."),
         click.option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Channel order of the model."),
         click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="When it cannot be told from the input."),
@@ -61,7 +62,7 @@ def preprocess_of(
     named: str | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    resize: tuple[int, ...] | None,
+    resize: tuple[float, ...] | None,
     scale: float | None,
     channels: str | None,
     layout: str | None,
@@ -74,13 +75,8 @@ def preprocess_of(
 
     if named is not None and named not in PREPROCESS:
         raise UsageError(f"there is no preprocessing {named!r}; known: {', '.join(PREPROCESS)}.")
-    size: int | tuple[int, int] | None = None
-    if resize is not None:
-        if len(resize) > 2:
-            raise UsageError("--resize takes one size or H,W.")
-        size = resize[0] if len(resize) == 1 else (resize[0], resize[1])
     given = {
-        "mean": mean, "std": std, "resize": size, "scale": scale, "channels": channels, "layout": layout,
+        "mean": mean, "std": std, "resize": _size(resize), "scale": scale, "channels": channels, "layout": layout,
     }  # fmt: skip
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if named is None and not changes:
@@ -88,12 +84,28 @@ def preprocess_of(
     return replace(PREPROCESS[named] if named is not None else Preprocess(), **changes)
 
 
+def _size(given: tuple[float, ...] | None) -> float | int | tuple[int, int] | None:
+    from onnxq.errors import UsageError
+
+    if given is None:
+        return None
+    if len(given) == 1 and 0 < given[0] <= 1:
+        return given[0]
+    if len(given) > 2 or any(size < 1 or size != int(size) for size in given):
+        raise UsageError("--resize takes a number of pixels, a fraction up to 1, or H,W.")
+    return int(given[0]) if len(given) == 1 else (int(given[0]), int(given[1]))
+
+
 def stdout_console() -> Console:
-    """Where results go."""
+    """Where results go; a reader that stops reading early ends the program quietly."""
     from rich.console import Console
 
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() else 160
-    return Console(width=width, soft_wrap=not sys.stdout.isatty())
+    return Quiet(width=width, soft_wrap=not sys.stdout.isatty())
 
 
 class TerminalLog:

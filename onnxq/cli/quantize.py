@@ -103,8 +103,7 @@ def _quantize(model: Path, data: str, options: dict[str, Any], log: Log) -> Quan
         portable=True if options["portable"] else None,
         keep_float=options["keep_float"] or None,
     )
-    for text in _data_notes(result.data):
-        log.note(text)
+    _tell(result.data.get("notes"), log)
     return result
 
 
@@ -113,9 +112,13 @@ def _preprocess(options: dict[str, Any]) -> Any:
     return preprocess_of(*(options[name] for name in names))
 
 
-def _data_notes(data: Any) -> list[str]:
-    notes = data.get("notes", {})
-    return [f"data: {key}: {text}" for key, text in notes.items()] if isinstance(notes, dict) else []
+def _tell(notes: object, log: Log) -> None:
+    """Say what reading the data brought up."""
+    for key, text in (notes if isinstance(notes, dict) else {}).items():
+        if key == "normalisation":
+            log.warn(f"normalisation: {text}. If the model wants another, give --preprocess or --mean and --std")
+        else:
+            log.note(f"data: {key}: {text}")
 
 
 def _write_extras(result: QuantizedModel, target: Path, options: dict[str, Any]) -> None:

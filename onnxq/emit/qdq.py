@@ -39,14 +39,13 @@ def emit(model: Model, plan: QuantPlan, metadata: Mapping[str, str] | None = Non
     _require(plan, nodes, values)
     layers = {name: _layer(nodes[name]) for name in plan.weights}
     for name, layer in layers.items():
-        _emit_weight(quantized, layer, plan.weights[name], plan.tensors[graph.name_of(layer.data)].scale)
+        _emit_weight(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale)
     integer = set(plan.integer)
     inside = {node for node in nodes.values() if node.name in integer}
     for name in plan.constants:
         _emit_constant(quantized, values[name], plan.constants[name], inside)
-    guarded = _guarded(plan, nodes)
     for name in plan.tensors:
-        _emit_pair(quantized, values[name], plan.tensors[name], inside, name in guarded)
+        _emit_pair(quantized, values[name], plan.tensors[name], inside, name in plan.guards)
     for name in plan.sums:
         _as_sum(quantized, nodes[name])
     for name in plan.tables:
@@ -60,7 +59,7 @@ def emit(model: Model, plan: QuantPlan, metadata: Mapping[str, str] | None = Non
 
 
 def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Value]) -> None:
-    for name in (*plan.weights, *plan.integer, *plan.guards, *plan.sums, *plan.tables):
+    for name in (*plan.weights, *plan.integer, *plan.sums, *plan.tables):
         if name not in nodes:
             raise UnsupportedError(f"the plan names the node {name!r}, which this model does not have.")
     for name in (*plan.tensors, *plan.constants):
@@ -75,21 +74,18 @@ def _layer(node: Node) -> Layer:
     return layer
 
 
-def _guarded(plan: QuantPlan, nodes: Mapping[str, Node]) -> set[str]:
-    """Names of the tensors that guarded layers return, behind their activation."""
-    found: set[str] = set()
-    for name in plan.guards:
-        layer = graph.layer_of(nodes[name])
-        output = nodes[name].outputs[0] if isinstance(layer, str) else layer.output
-        activation = graph.activation_after(output)
-        found.add(graph.name_of(activation.node.outputs[0] if activation is not None else output))
-    return found
+def _input_grid(plan: QuantPlan, layer: Layer) -> TensorGrid:
+    data = graph.name_of(layer.data)
+    if data not in plan.tensors:
+        raise UnsupportedError(f"the plan quantizes {layer.node.name!r}, but not its input {data!r}.")
+    return plan.tensors[data]
 
 
 def _emit_weight(model: Model, layer: Layer, weights: WeightGrid, input_scale: float) -> None:
     node, name = layer.node, str(layer.node.name)
     steps = np.asarray(weights.scales, np.float32)
-    if weights.axis is not None and (weights.axis != layer.axis or len(steps) != layer.channels):
+    whole = weights.axis is None and len(steps) == 1
+    if not whole and (weights.axis != layer.axis or len(steps) != layer.channels):
         raise UnsupportedError(
             f"the plan gives {name!r} {len(steps)} weight scales along axis {weights.axis}; "
             f"the weight keeps axis {layer.axis} with {layer.channels} channels."
@@ -138,12 +134,17 @@ def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Nod
     array = graph.constant(value)
     assert array is not None
     name = graph.name_of(value)
-    codes = quantize(array, grid.scale, grid.zero_point, Grid(8, signed=False, symmetric=False)).astype(np.uint8)
+    codes = quantize(array, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
     scale, zero = _grid_constants(model, name, grid)
-    stored = graph.add_constant(model, f"{name}_q", codes)
-    first = next(user for user in graph.users(value) if user in inside)
+    stored = graph.add_constant(model, f"{name}_q", codes.astype(np.int8 if grid.signed else np.uint8))
+
+    def reads(node: Node) -> bool:
+        """The same initializer may also be a bound of a Clip."""
+        return node in inside and node.op_type in ("Add", "Mul", "Concat")
+
+    first = next(user for user in graph.users(value) if reads(user))
     restored = graph.add_node(model, "DequantizeLinear", [stored, scale, zero], f"{name}_dq", before=first)
-    graph.redirect(value, restored, lambda node: node in inside)
+    graph.redirect(value, restored, reads)
 
 
 def _emit_pair(model: Model, value: Value, grid: TensorGrid, inside: set[Node], guarded: bool) -> None:

@@ -176,10 +176,12 @@ def tidy(model: ir.Model) -> None:
     if model.functions:
         common.InlinePass()(model)
     common.RemoveInitializersFromInputsPass()(model)
+    for index, node in enumerate(model.graph):
+        node.name = node.name or f"{node.op_type}_{index}"
     common.NameFixPass()(model)
     seen: set[str] = set(value_map(model))
     for index, node in enumerate(model.graph):
-        name = node.name or f"{node.op_type}_{index}"
+        name = str(node.name)
         while name in seen:
             name = f"{name}_{index}"
         seen.add(name)

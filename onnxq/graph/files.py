@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import stat
 import tempfile
@@ -47,7 +48,8 @@ def load(path: str | Path) -> ir.Model:
     """Read an ONNX file of opset 9 or newer.
 
     Functions are inlined, initializers are dropped from the graph's inputs, every node gets a unique name, and a model
-    of an opset below 13 is converted to 13. External data stays on disk, memory-mapped.
+    of an opset below 13 is converted to 13. External data is read into memory; above the size of a protobuf message it
+    stays on disk, memory-mapped.
 
     Raises:
         ModelError: The file is missing, not ONNX, or invalid.
@@ -55,7 +57,7 @@ def load(path: str | Path) -> ir.Model:
     """
     source = require_readable(path)
     try:
-        proto = onnx.load(source, load_external_data=False)
+        proto = onnx.load(source, format="protobuf", load_external_data=False)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{source.name} is not an ONNX file: {_one_line(error)}") from error
     _check(proto, source)
@@ -65,6 +67,8 @@ def load(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, source.parent)
         tidy(model)
+        if nbytes(model) <= SINGLE_FILE_LIMIT:
+            ir.external_data.load_to_model(model)
     except Exception as error:
         raise ModelError(f"{source.name} is not a valid ONNX model: {_one_line(error)}") from error
     return model
@@ -122,15 +126,22 @@ def _check_external(tensor: onnx.TensorProto, source: Path) -> None:
             "is not beside the model."
         )
     try:
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        end = int(entries.get("offset", 0)) + max(int(entries.get("length", 0)), _needed_bytes(tensor))
     except ValueError:
         raise ModelError(f"{source.name}: external data of {tensor.name!r} has a malformed offset or length.") from None
     if end > file.stat().st_size:
         raise ModelError(f"{source.name}: {file.name} is too short for the weights of {tensor.name!r}.")
 
 
+def _needed_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor of that shape and type; 0 where the type is none (the checker says so)."""
+    with suppress(ValueError, TypeError, KeyError):
+        return (math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    return 0
+
+
 def _opset_of(proto: onnx.ModelProto) -> int:
-    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    return int(next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1))
 
 
 def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
@@ -179,9 +190,31 @@ def to_bytes(model: ir.Model) -> bytes:
     """
     if nbytes(model) > SINGLE_FILE_LIMIT:
         raise ValueError("the model is too large for one protobuf message")
-    proto = ir.to_proto(ir.external_data.load_to_model(model.clone()))
-    data: bytes = proto.SerializeToString(deterministic=True)
+    data: bytes = ir.to_proto(_in_memory(model)).SerializeToString(deterministic=True)
     return data
+
+
+def _in_memory(model: ir.Model) -> ir.Model:
+    """`model`, or a copy with its external weights read in: the mapped ones may be shared with other models."""
+    if not any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values()):
+        return model
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+    return copy
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of a model file and of the files with its external weights."""
+    files = {
+        entry.value
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in files)
 
 
 def digest(model: ir.Model) -> str:
@@ -191,7 +224,7 @@ def digest(model: ir.Model) -> str:
     del bare.graph.initializer[:]
     state.update(bare.SerializeToString(deterministic=True))
     for name, value in sorted(model.graph.initializers.items()):
-        state.update(name.encode())
+        state.update(f"{name} {value.dtype} {value.shape}".encode())
         if value.const_value is not None:
             state.update(value.const_value.tobytes())
     return state.hexdigest()
@@ -212,13 +245,26 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
     if external is None:
         external = nbytes(model) > SINGLE_FILE_LIMIT
     try:
+        if external:
+            _save_in_two(model, target)
+            return
         with atomic_path(target) as temporary:
-            if external:
-                ir.save(model, temporary, external_data=f"{target.name}.data")
-            else:
-                temporary.write_bytes(to_bytes(model))
+            temporary.write_bytes(to_bytes(model))
     except OSError as error:
         raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def _save_in_two(model: ir.Model, target: Path) -> None:
+    """Write the graph and its weights beside each other in a folder of their own, then move both into place."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
+        made, weights = Path(folder) / target.name, f"{target.name}.data"
+        ir.save(model, made, external_data=weights)
+        files = [file for file in (made.with_name(weights), made) if file.exists()]
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file in files:
+            file.replace(target.with_name(file.name))
 
 
 @contextmanager

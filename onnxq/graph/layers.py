@@ -102,11 +102,22 @@ def _matmul(node: ir.Node, weight: npt.NDArray[Any]) -> Layer | str:
     add = only_user(node.outputs[0])
     if add is not None and add.op_type == "Add" and add.domain in ("", "ai.onnx"):
         other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-        stored = constant(other)
-        bias = None if stored is None or stored.size == 1 else as_bias(stored, weight.shape[1])
-        if bias is not None and bias.dtype == np.float32:
+        bias = _added_bias(constant(other), weight.shape[1], _rank(node.inputs[0]))
+        if bias is not None:
             return Layer(node, weight, 1, bias, add, add.outputs[0])
     return Layer(node, weight, 1, None, None, node.outputs[0])
+
+
+def _added_bias(stored: npt.NDArray[Any] | None, channels: int, rank: int) -> npt.NDArray[Any] | None:
+    """What is added to a MatMul's result of `rank` axes, as a bias; a lone number or one of more axes is none."""
+    if stored is None or stored.dtype != np.float32 or stored.ndim > rank or stored.size == 1 < channels:
+        return None
+    return as_bias(stored, channels)
+
+
+def _rank(value: ir.Value | None) -> int:
+    """Number of axes; 2 where it is unknown."""
+    return 2 if value is None or value.shape is None else len(value.shape)
 
 
 def as_bias(stored: npt.NDArray[Any], channels: int) -> npt.NDArray[Any] | None:

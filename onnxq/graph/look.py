@@ -50,9 +50,11 @@ def users(value: ir.Value) -> list[ir.Node]:
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
-    """The single node that reads `value` (once), if there is one and `value` is not a graph output."""
+    """The single node that reads `value` (once), if `value` is no graph output and the node lives in the same graph."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node if uses[0].node.graph is value.graph else None
 
 
 def in_subgraph(node: ir.Node, model: ir.Model) -> bool:

@@ -24,10 +24,9 @@ def inspect(path: str | Path) -> Inspection:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             weights[graph.dtype_name(value) or "?"] += value.const_value.nbytes
-    size = source.stat().st_size + sum(file.stat().st_size for file in source.parent.glob(f"{source.name}.data*"))
     return Inspection(
         path=source.name,
-        bytes=size,
+        bytes=graph.disk_bytes(source),
         opset=graph.opset(model),
         ir_version=model.ir_version,
         inputs=tuple(InputSpec(*spec) for spec in graph.input_specs(model)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -59,18 +59,21 @@ def model_inputs(model: Model) -> list[InputSpec]:
     return [InputSpec(*spec) for spec in graph.input_specs(model)]
 
 
-def prepare(path: str | Path, model: Model, probe: Feeds | None, log: Log = Silence()) -> Prepared:
-    """Simplify and normalise a loaded model, and check on `probe` that it still computes the same.
+def prepare(
+    path: str | Path, model: Model, probing: Callable[[], Feeds] | None = None, log: Log = Silence()
+) -> Prepared:
+    """Simplify and normalise a loaded model, and check on a small batch that it still computes the same.
 
     Args:
         path: Its file, for messages.
         model: As `load_float` gave it; left as it is.
-        probe: A small batch of real inputs; None trusts the rewrites.
+        probing: Gives that batch, while the simplifier works in its own process; None trusts the rewrites.
         log: Told what was left out.
     """
     log.stage("Simplifying")
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(simplifier.simplify, model)
+        probe = probing() if probing is not None else None
         before = _outputs(model, probe) if probe is not None else None
         simplified, reason = job.result()
     if reason is not None:

@@ -107,7 +107,7 @@ def quantize(
         data, model_inputs(loaded), preprocess=preprocess, samples=settings.samples, batch=batch
     )
     fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
-    prepared = prepare(model, loaded, probe_of(dataset, fixed), log)
+    prepared = prepare(model, loaded, lambda: probe_of(dataset, fixed), log)
     rows, held_out = calibrate.split(dataset)
     placement, observations = _observe(prepared.model, rows, settings, log)
     ranges = _ranges(prepared.model, placement, observations, rows, settings, log)

@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxq import bench, calibrate, graph
 from onnxq.calibrate import Preprocess
-from onnxq.errors import DataError
+from onnxq.errors import NoLabels
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Evaluation
 
@@ -42,7 +42,7 @@ def evaluate(
     try:
         labelled = calibrate.open_labelled(data, session.inputs, preprocess=preprocess, samples=samples, batch=batch)
         rows = labelled.unlabelled()
-    except DataError:
+    except NoLabels:
         if other is None:
             raise
         labelled, many = None, samples or 1_000_000

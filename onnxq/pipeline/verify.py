@@ -54,11 +54,11 @@ def verify(
         gap = kernel_gap(quantized, probe_of(held_out, fixed_rows(candidate)))
         coverage = bench.coverage(path, macs, reasons=plan.skipped)
         latency = _latency(prepared.path, path, held_out, seed, fixed_rows(candidate), log) if time_it else ()
-        size = _size(path)
+        size = graph.disk_bytes(path)
     return Verdict(
         fidelity=fidelity,
         coverage=coverage,
-        float_bytes=_size(prepared.path),
+        float_bytes=graph.disk_bytes(prepared.path),
         quantized_bytes=size,
         latency=latency,
         optimized_gap=gap,
@@ -99,12 +99,7 @@ def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, fixed: bool
     log.stage("Measuring latency")
     feeds = next(iter(rows))
     one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
-    return bench.measure([float_path, path], feeds=one, seconds=0.5, min_rounds=7, seed=seed)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a model file with its external data."""
-    return path.stat().st_size + sum(file.stat().st_size for file in path.parent.glob(f"{path.name}.data*"))
+    return bench.measure([float_path, path], feeds=one, seconds=0.3, min_rounds=7, seed=seed)
 
 
 def _warnings(
@@ -119,7 +114,7 @@ def _warnings(
             f"an integer kernel differs from the plain meaning of its nodes by {gap:.1f} steps; "
             f"up to {ALLOWED_GAP:.0f} are rounding. Please report this, with the model."
         )
-    if size >= source.stat().st_size:
+    if size >= graph.disk_bytes(source):
         yield f"the quantized file is not smaller than {source.name}."
     if len(latency) > 1 and "SLOWER" in latency[1].words:
         yield f"on this machine the quantized model is no gain in speed: {latency[1].words}."

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.errors import InputError
+from onnxq.grid import Grid
 from onnxq.types import QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
@@ -45,14 +46,14 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
             source=document["source"],
             tensors={key: _grid(value, f"{where}: tensor {key}") for key, value in document["tensors"].items()},
             weights={key: _weight(value, f"{where}: weight {key}") for key, value in document["weights"].items()},
-            integer=tuple(document["integer"]),
+            integer=_names(document["integer"], "integer", where),
             skipped=dict(document["skipped"]),
-            guards=tuple(document.get("guards", ())),
-            sums=tuple(document.get("sums", ())),
+            guards=_names(document.get("guards", []), "guards", where),
+            sums=_names(document.get("sums", []), "sums", where),
             constants={
                 key: _grid(value, f"{where}: constant {key}") for key, value in document.get("constants", {}).items()
             },
-            tables=tuple(document.get("tables", ())),
+            tables=_names(document.get("tables", []), "tables", where),
         )
     except KeyError as error:
         raise InputError(f"{where} lacks the key {error}.") from error
@@ -79,6 +80,12 @@ def _grid(value: Mapping[str, Any], where: str) -> TensorGrid:
     grid = TensorGrid(**value)
     if not (np.isfinite(grid.scale) and grid.scale > 0):
         raise InputError(f"{where}: the scale must be a positive number, not {grid.scale}.")
+    for key in ("signed", "everywhere"):
+        if not isinstance(getattr(grid, key), bool):
+            raise InputError(f"{where}: {key} must be true or false, not {getattr(grid, key)!r}.")
+    codes = Grid(_bits(grid.bits, where), grid.signed, symmetric=False)
+    if type(grid.zero_point) is not int or not codes.qmin <= grid.zero_point <= codes.qmax:
+        raise InputError(f"{where}: the zero point must be one of {codes.qmin} to {codes.qmax}, not {grid.zero_point}.")
     return grid
 
 
@@ -87,7 +94,22 @@ def _weight(value: Mapping[str, Any], where: str) -> WeightGrid:
     grid = WeightGrid(tuple(float(step) for step in value["scales"]), value["axis"], value["bits"])
     if not grid.scales or min(grid.scales) <= 0 or not np.isfinite(grid.scales).all():
         raise InputError(f"{where}: scales must be positive numbers.")
+    if grid.axis is not None and type(grid.axis) is not int:
+        raise InputError(f"{where}: the axis must be an integer or null, not {grid.axis!r}.")
+    _bits(grid.bits, where)
     return grid
+
+
+def _bits(value: object, where: str) -> int:
+    if type(value) is not int or not 2 <= value <= 8:
+        raise InputError(f"{where}: bits must be one of 2 to 8, not {value!r}.")
+    return value
+
+
+def _names(names: object, key: str, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: {key} must be a list of names.")
+    return tuple(names)
 
 
 def _known(value: Mapping[str, Any], kind: type, where: str) -> None:

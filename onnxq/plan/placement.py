@@ -16,15 +16,24 @@ nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxq import graph
 from onnxq.graph import Model, Node, Value
-from onnxq.plan.units import Unit, is_depthwise, makers, readers, units_of
+from onnxq.plan.units import MOVES, Unit, is_depthwise, makers, odd_pool, readers, units_of
 
 REDUCES = ("GlobalAveragePool",)
 """Worth running in integers for their own sake: they read much and return little."""
+THROUGH = MOVES | {"Relu", "Clip"}
+"""Operators past which the runtime looks for a DequantizeLinear in front and a QuantizeLinear behind."""
+ELEMENT_BY_ELEMENT = {
+    "Add", "Mul", "Sub", "Div", "Clip", "Relu", "Elu", "Selu", "Celu", "PRelu", "LeakyRelu", "Sigmoid", "HardSigmoid",
+    "HardSwish", "Swish", "Tanh", "Softplus", "Mish", "Gelu", "Erf", "Exp", "Pow", "Sqrt", "Abs", "Neg", "Min", "Max",
+}  # fmt: skip
+"""Operators that activations are made of."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,8 @@ class Placement:
         tensors: Names of the tensors that need a grid, in graph order.
         fixed: Those of them whose float value no longer exists: float nodes read the grid, too.
         skipped: Node name -> why it stays in float.
-        guards: Float layers whose result must be shielded from the runtime's own weight quantization.
-        sums: Residual Add nodes in front of a LayerNormalization.
+        guards: Tensors that a one-input Sum separates from their QuantizeLinear.
+        sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         tables: Gather nodes that look up rows of a large constant table.
     """
 
@@ -65,8 +74,8 @@ def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str
         keep_float: Names of nodes that must stay in float.
         refuse: Tensors that must not be quantized -> why (values that calibration found unusable).
     """
-    units = units_of(model)
-    solver = _Solver(units, set(keep_float), refuse or {})
+    units, keep = units_of(model), set(keep_float)
+    solver = _Solver(units, keep, refuse or {})
     solver.solve()
     integer = frozenset(solver.integer)
     tensors = _tensors(units, integer, solver)
@@ -77,9 +86,9 @@ def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str
         tensors=tensors,
         fixed=frozenset(name for name in tensors if solver.fixed(values[name])),
         skipped=solver.skipped,
-        guards=tuple(_guards(units, integer, set(tensors), solver)),
-        sums=tuple(_residual_sums(units, integer)),
-        tables=tuple(_tables(model)),
+        guards=tuple(sorted(_guards(units, integer, set(tensors), solver))),
+        sums=tuple(_sums(units, integer, solver)),
+        tables=tuple(name for name in _tables(model) if name not in keep),
     )
 
 
@@ -108,35 +117,43 @@ class _Solver:
     def solve(self) -> None:
         changed = True
         while changed:
-            forced, near = self._forced()
+            forced, near, hot = self._forced()
             changed = False
             for unit in self.units:
-                reason = self._offence(unit, forced, near) if unit in self.integer else ""
+                reason = self._offence(unit, forced, near, hot) if unit in self.integer else ""
                 if reason:
                     self._skip(unit, reason)
                     changed = True
 
-    def _forced(self) -> tuple[set[Value], set[Value]]:
-        """Values on a grid because a Conv upstream leaves no choice, and all values computed from such ones."""
+    def _forced(self) -> tuple[set[Value], set[Value], set[Value]]:
+        """Three growing sets of values.
+
+        forced: on a grid because a Conv upstream leaves no choice. hot: those, and what is computed element by element
+        from nothing else (a decomposed activation). near: computed from any forced value.
+        """
         forced: set[Value] = set()
+        hot: set[Value] = set()
         near: set[Value] = set()
         for unit in self.units:
             inside = unit in self.integer and not unit.linear
             if inside and (unit.kind == "layer" or any(value in forced for value in unit.inputs)):
                 forced.update(unit.outputs)
+                hot.update(unit.outputs)
+            elif unit.node.op_type in ELEMENT_BY_ELEMENT and all(value in hot for value in unit.inputs):
+                hot.update(unit.outputs)
             if not unit.linear and any(value in forced or value in near for value in unit.inputs):
                 near.update(unit.outputs)
-        return forced, near
+        return forced, near, hot
 
-    def _offence(self, unit: Unit, forced: set[Value], near: set[Value]) -> str:
+    def _offence(self, unit: Unit, forced: set[Value], near: set[Value], hot: set[Value]) -> str:
         for value in (*unit.inputs, *unit.outputs):
             if value.name in self.refuse:
                 return self.refuse[value.name]
         if unit.layer is not None:
-            return self._lone_depthwise(unit)
+            return self._lone_depthwise(unit, hot)
         for value in unit.inputs:
             if self.maker.get(value) not in self.integer and value not in near:
-                return f"its operand {value.name} is float"
+                return "an operand is float"
         if not any(value in forced for value in unit.inputs):
             return "its operands are float at no extra cost"
         if unit.node.op_type not in REDUCES and not self._wanted(unit):
@@ -146,11 +163,11 @@ class _Solver:
     def _wanted(self, unit: Unit) -> bool:
         return any(reader in self.integer for value in unit.outputs for reader in self.readers.get(value, ()))
 
-    def _lone_depthwise(self, unit: Unit) -> str:
+    def _lone_depthwise(self, unit: Unit, hot: set[Value]) -> str:
         assert unit.layer is not None
         if not is_depthwise(unit.layer):
             return ""
-        if self.maker.get(unit.inputs[0]) in self.integer or self._wanted(unit):
+        if unit.inputs[0] in hot or self._wanted(unit):
             return ""
         return "a depthwise convolution between float nodes is faster in float"
 
@@ -180,29 +197,76 @@ def _tensors(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> tu
     return tuple(found)
 
 
-def _guards(units: list[Unit], integer: frozenset[Unit], tensors: set[str], solver: _Solver) -> Iterable[str]:
-    """Float nodes that the runtime would quantize by itself between a DequantizeLinear and a QuantizeLinear.
+def _guards(units: list[Unit], integer: frozenset[Unit], tensors: set[str], solver: _Solver) -> set[str]:
+    """Tensors between whose float value and QuantizeLinear the runtime must not look.
 
-    Layers would get int8 weights with a single scale, Softmax its slow integer kernel with a fixed [0, 1] range.
+    It quantizes some float nodes by itself between a DequantizeLinear and a QuantizeLinear (which it also finds
+    beyond moving nodes): layers would get int8 weights with a single scale, Softmax its slow integer kernel with a
+    fixed [0, 1] range, some pooling a kernel that is wrong. And an integer Gemm or MatMul whose result is read in
+    integers as well as in float is not fused at all.
+    """
+    found: set[str] = set()
+    for unit in units:
+        if unit in integer:
+            shared = unit.linear and unit.output.name in tensors and not solver.fixed(unit.output)
+            if shared and unit.layer is not None and unit.output is unit.layer.output:
+                found.add(graph.name_of(unit.output))
+        elif _tempting(unit.node) and _from_grid(unit.inputs[0], tensors, solver):
+            found.update(_to_grid(unit.layer.output if unit.layer is not None else unit.output, tensors))
+    return found
+
+
+def _tempting(node: Node) -> bool:
+    """Whether the runtime quantizes `node` unasked."""
+    if node.op_type in graph.LAYER_OPS:
+        return len(node.inputs) > 1 and graph.constant(node.inputs[1]) is not None
+    return node.op_type == "Softmax" or odd_pool(node) != ""
+
+
+def _from_grid(value: Value, tensors: set[str], solver: _Solver) -> bool:
+    """Whether a float node that reads `value` reads it from a grid, moved or not."""
+    while not (value.name in tensors and solver.fixed(value)):
+        unit = solver.maker.get(value)
+        if unit is None or unit.node.op_type not in THROUGH:
+            return False
+        value = unit.inputs[0]
+    return True
+
+
+def _to_grid(value: Value, tensors: set[str]) -> Iterator[str]:
+    """Quantized tensors that hold the values of the float `value`, moved or not."""
+    if value.name in tensors:
+        yield graph.name_of(value)
+    for node in graph.users(value):
+        if node.op_type in THROUGH and node.inputs[0] is value:
+            for output in node.outputs:
+                yield from _to_grid(output, tensors)
+
+
+def _sums(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> Iterable[str]:
+    """Float additions that the runtime would fuse into something slower than the two nodes alone.
+
+    A residual addition and the normalisation behind it become a SkipLayerNormalization; a MatMul without a bias and
+    any addition become a Gemm for which there is no integer kernel. (So do a Gemm without a bias and a Sum.)
     """
     for unit in units:
-        if unit in integer or (unit.layer is None and unit.node.op_type != "Softmax"):
+        if unit in integer or unit.node.op_type != "Add":
             continue
-        output = unit.layer.output if unit.layer is not None else unit.output
-        activation = graph.activation_after(output)
-        result = activation.node.outputs[0] if activation is not None else output
-        data = unit.inputs[0]
-        if result.name in tensors and data.name in tensors and solver.fixed(data):
+        if any(graph.dtype_name(value) not in (None, "float32") for value in (*unit.inputs, unit.output)):
+            continue
+        residual = not unit.constants and len(unit.members) == 1
+        normalised = residual and any(_normalises(user) for user in graph.users(unit.output))
+        bare = {_bare_product(value, integer, solver) for value in unit.inputs}
+        if "MatMul" in bare or (normalised and "Gemm" not in bare):
             yield unit.name
 
 
-def _residual_sums(units: list[Unit], integer: frozenset[Unit]) -> Iterable[str]:
-    """Float additions that feed a normalisation: the runtime's fused SkipLayerNormalization is slower than both."""
-    for unit in units:
-        if unit in integer or unit.node.op_type != "Add" or unit.constants or len(unit.members) > 1:
-            continue
-        if any(_normalises(user) for user in graph.users(unit.output)):
-            yield unit.name
+def _bare_product(value: Value, integer: frozenset[Unit], solver: _Solver) -> str:
+    """The operator of the integer layer without a bias that makes `value` for a single reader."""
+    unit = solver.maker.get(value)
+    if unit is None or unit not in integer or unit.layer is None or unit.layer.bias is not None:
+        return ""
+    return unit.node.op_type if graph.only_user(unit.node.outputs[0]) is not None else ""
 
 
 def _normalises(node: Node) -> bool:
@@ -216,10 +280,11 @@ TABLE_ELEMENTS = 16_384
 
 
 def _tables(model: Model) -> Iterable[str]:
-    """Row look-ups in a constant float table (token embeddings) that nothing else reads."""
+    """Row look-ups in a large, finite, constant float table (token embeddings)."""
     for node in graph.nodes(model, "Gather"):
         table = graph.constant(node.inputs[0])
         if table is None or table.ndim != 2 or table.dtype.name != "float32" or table.size < TABLE_ELEMENTS:
             continue
-        if graph.attribute(node, "axis", 0) == 0 and graph.constant(node.inputs[1]) is None:
+        rows = graph.attribute(node, "axis", 0) == 0 and graph.constant(node.inputs[1]) is None
+        if rows and np.isfinite(table).all():
             yield str(node.name)

@@ -38,6 +38,11 @@ REASONS = {
     "Loop": "its body is left as it is",
     "Scan": "its body is left as it is",
 }
+NOT_NUMERIC = {
+    "Shape", "Size", "ConstantOfShape", "Range", "NonZero", "Cast", "Equal", "Not", "And", "Or", "Xor", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Identity",
+}  # fmt: skip
+SHAPES = "it works on shapes or masks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +114,15 @@ def _unit(node: Node) -> Unit:
     if node.op_type in OWN:
         value = node.inputs[0]
         assert value is not None
+        reason = odd_pool(node)
+        if reason:
+            return _float(node, reason)
         low, high = _bounds(node)
         return Unit(node, "own", (node,), (value,), tuple(node.outputs), low=low, high=high)
     if node.op_type in MOVES or _nearest(node):
         return _move(node)
+    if node.op_type in NOT_NUMERIC:
+        return _float(node, SHAPES)
     return _float(node, REASONS.get(node.op_type, f"the runtime has no integer kernel for {node.op_type}"))
 
 
@@ -159,8 +169,8 @@ def _slow_group(node: Node, layer: Layer) -> str:
 
 
 def is_depthwise(layer: Layer) -> bool:
-    """A convolution with one input channel per group."""
-    return layer.node.op_type == "Conv" and layer.weight.shape[1] == 1 and layer.weight.shape[0] > 1
+    """A convolution with several groups of one input channel."""
+    return layer.node.op_type == "Conv" and layer.weight.shape[1] == 1 and graph.attribute(layer.node, "group", 1) > 1
 
 
 def _operands(node: Node, kind: Kind, *, absorb: bool) -> Unit:
@@ -170,7 +180,7 @@ def _operands(node: Node, kind: Kind, *, absorb: bool) -> Unit:
         array = graph.constant(value)
         assert array is not None
         if array.dtype != np.float32:
-            return _float(node, f"it works on {array.dtype} values")
+            return _float(node, SHAPES if array.dtype.kind in "iub" else f"it works on {array.dtype} values")
         if not array.size or not np.isfinite(array).all():
             return _float(node, f"its constant operand {value.name} holds infinities or NaN")
     members, output, low, high = [node], node.outputs[0], -np.inf, np.inf
@@ -180,6 +190,17 @@ def _operands(node: Node, kind: Kind, *, absorb: bool) -> Unit:
         output, low, high = activation.node.outputs[0], activation.low, activation.high
     inputs = tuple(value for value in values if value not in constants)
     return Unit(node, kind, tuple(members), inputs, (output,), constants, low=low, high=high)
+
+
+def odd_pool(node: Node) -> str:
+    """Pooling that the runtime's integer kernel refuses or gets wrong (measured with onnxruntime 1.31)."""
+    if node.op_type != "AveragePool":
+        return ""
+    if any(step != 1 for step in graph.attribute(node, "dilations", list[int]())):
+        return "the runtime's integer AveragePool knows no dilations"
+    if graph.attribute(node, "ceil_mode", 0) and graph.attribute(node, "count_include_pad", 0):
+        return "the runtime's integer AveragePool counts what ceil_mode adds"
+    return ""
 
 
 def _bounds(node: Node) -> tuple[float, float]:
@@ -196,7 +217,10 @@ def _bounds(node: Node) -> tuple[float, float]:
 
 
 def _nearest(node: Node) -> bool:
-    return node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") == "nearest"
+    """A Resize that only copies; cropping ones also fill in a value."""
+    if node.op_type != "Resize" or graph.attribute(node, "mode", "nearest") != "nearest":
+        return False
+    return graph.attribute(node, "coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
 
 
 def _move(node: Node) -> Unit:

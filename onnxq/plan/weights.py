@@ -14,6 +14,9 @@ from onnxq.grid import SMALLEST_SCALE, Grid
 
 Floats = npt.NDArray[np.float32]
 
+LOWEST_SHARE = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.6}
+"""Bits -> the strongest clipping worth a try: long channels with heavy tails want about that."""
+
 
 def absmax(weight: Floats, grid: Grid, axis: int | None) -> Floats:
     """Steps that keep every weight inside the grid.
@@ -37,7 +40,7 @@ def least_squares(weight: Floats, grid: Grid, axis: int | None, *, tries: int = 
     widest = absmax(weight, grid, axis)
     best = widest.copy()
     least = _error(rows, best, grid)
-    lowest = 0.3 if grid.bits <= 4 else 0.8
+    lowest = LOWEST_SHARE.get(grid.bits, 0.8)
     for share in np.linspace(lowest, 1.0, tries, endpoint=False, dtype=np.float32):
         steps = widest * share
         error = _error(rows, steps, grid)

@@ -9,10 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.types import Coverage, Evaluation, Inspection, Interval, Latency, Summary, Verdict
+from onnxq.types import Coverage, Evaluation, Inspection, Interval, Latency, QuantPlan, Summary, Verdict
 
 SHOWN = 6
 """Most rows of a list; the rest is in the JSON."""
+UNREMARKABLE = (
+    "it works on shapes or masks",
+    "its operands are float at no extra cost",
+    "an operand is float",
+    "nothing behind it reads integers",
+)
+"""Reasons that follow from other nodes', or concern nodes without work to speak of."""
 
 
 def print_quantize(console: Console, run: Summary) -> None:
@@ -21,7 +28,7 @@ def print_quantize(console: Console, run: Summary) -> None:
         _print_plan(console, run)
         return
     console.print(_verdict_table(run, run.verdict))
-    _print_floats(console, run.verdict.coverage)
+    _print_floats(console, run.verdict.coverage, run.plan)
     for warning in run.verdict.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
 
@@ -60,17 +67,21 @@ def _macs(coverage: Coverage) -> str:
     return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates, in {kernels} integer kernels"
 
 
-def _print_floats(console: Console, coverage: Coverage) -> None:
-    if not coverage.floats:
+def _print_floats(console: Console, coverage: Coverage, plan: QuantPlan) -> None:
+    """What stayed float: matrix nodes first, which count in the coverage, then the others by reason."""
+    heavy = {node.name: node.reason or plan.skipped.get(node.name, "") for node in coverage.floats}
+    others = {name: why for name, why in plan.skipped.items() if name not in heavy and why not in UNREMARKABLE}
+    groups: dict[str, list[str]] = {}
+    for name, reason in (heavy | others).items():
+        groups.setdefault(reason, []).append(name)
+    if not groups:
         return
     console.print("\n[bold]stayed float[/]")
-    groups = Counter((node.op_type, node.reason) for node in coverage.floats)
-    for (op_type, reason), count in groups.most_common(SHOWN):
-        names = [node.name for node in coverage.floats if (node.op_type, node.reason) == (op_type, reason)]
-        more = f" and {count - 1} more" if count > 1 else ""
-        console.print(f"  {op_type} {escape(names[0])}{more}: {escape(reason)}")
+    for reason, names in list(groups.items())[:SHOWN]:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"  {escape(names[0])}{more}: {escape(reason)}")
     if len(groups) > SHOWN:
-        console.print(f"  ... and {len(groups) - SHOWN} more kinds (--json lists all)")
+        console.print(f"  ... and {len(groups) - SHOWN} more reasons (--json lists all)")
 
 
 def _print_plan(console: Console, run: Summary) -> None:

@@ -40,8 +40,9 @@ def limit(memory_bytes: int, seconds: float) -> None:
 def simplify(source: Path, destination: Path) -> None:
     """Write the simplified form of `source` to `destination`."""
     os.environ["ONNXSIM_CERTIFY"] = "0"
-    # onnxsim imports torch where that is installed: four seconds for what is not used here.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    # onnxsim imports these where they are installed, and does without where not: seconds for what is not used here.
+    for optional in ("torch", "sympy", "rich"):
+        sys.modules[optional] = None  # type: ignore[assignment]
     import onnx
     import onnxsim
 

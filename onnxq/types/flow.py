@@ -152,8 +152,9 @@ class QuantPlan:
         weights: Weighted nodes that run in integers, by node name.
         integer: All nodes that run on integer tensors, by node name.
         skipped: Node name -> why it stays in float.
-        guards: Float nodes whose output must be shielded from the runtime's own weight quantization.
-        sums: Residual Add nodes to be written as Sum.
+        guards: Tensors whose float maker a one-input Sum separates from their QuantizeLinear: the runtime would
+            quantize that maker by itself, or not at all.
+        sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         constants: Constant operands of integer element-wise nodes: initializer name -> its grid.
         tables: Gather nodes whose constant table is stored in int8, one step per row.
     """

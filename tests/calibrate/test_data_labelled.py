@@ -161,6 +161,14 @@ def test_arrays_in_sub_folders_take_their_own_labels_first(tmp_path):
     assert labels_of(open_labelled(tmp_path, X)) == [[0, 0], [1, 1], [5, 6]]
 
 
+def test_arrays_in_one_sub_folder_must_bring_their_labels(tmp_path):
+    (tmp_path / "part").mkdir()
+    np.savez(tmp_path / "part" / "1.npz", x=rows(2), y=np.array([5, 6]))
+    assert labels_of(open_labelled(tmp_path, X)) == [[5, 6]]
+    np.savez(tmp_path / "part" / "1.npz", x=rows(2))
+    assert "1.npz has no labels" in refusal(tmp_path)
+
+
 def split_rows(data, every, **options):
     return [np.concatenate([feeds["x"][:, 0] for feeds in part]).tolist() for part in split(data, every, **options)]
 

@@ -88,6 +88,21 @@ def test_a_picture_of_the_models_size_is_left_alone(tmp_path, resize):
     assert np.array_equal(got[0], pixels)
 
 
+@pytest.mark.parametrize(
+    ("resize", "words"),
+    [
+        (None, "to 8x10"),
+        (12, "short side to 12, centre crop to 8x10"),
+        ((9, 11), "to 9x11, centre crop to 8x10"),
+        (0.5, "until 8x10 keeps 0.5 of the short side, centre crop to 8x10"),
+    ],
+)
+def test_the_provenance_says_how(tmp_path, resize, words):
+    save(tmp_path / "a.png", noise(8, 10))
+    data = open_data(tmp_path, spec("N", 8, 10, 3), preprocess=Preprocess(resize=resize))
+    assert data.provenance["resizing"] == words
+
+
 def test_bicubic(tmp_path):
     pixels = save(tmp_path / "a.png", noise(20, 20))
     got = one(tmp_path, spec("N", 8, 8, 3), Preprocess(scale=1, resize=1.0, resample="bicubic"))

@@ -13,7 +13,7 @@ from onnxq.calibrate.data.arrays import Header, Named
 from onnxq.calibrate.data.casting import castable, converted
 from onnxq.calibrate.data.chunks import LABELS, Chunk
 from onnxq.calibrate.data.notes import Notes
-from onnxq.errors import DataError
+from onnxq.errors import DataError, NoLabels
 from onnxq.types import Array, Feeds, InputSpec
 
 LABEL_NAMES = ("label", "labels", "y", "target")
@@ -141,7 +141,7 @@ class Fit:
         taken = {spec.name for spec in self.inputs}
         found = next((name for name in LABEL_NAMES if name in names and name not in taken), None)
         if found is None and label is None:
-            raise DataError(
+            raise NoLabels(
                 f"{where} has no labels (found {', '.join(list(names)[:8])}): add integers under one of "
                 f"{', '.join(LABEL_NAMES)}, or compare with a reference model instead"
             )

@@ -20,7 +20,7 @@ from onnxq.calibrate.data.preprocess import Preprocess
 from onnxq.calibrate.data.program import is_reference, load_callable
 from onnxq.calibrate.data.sources import ArrayFiles, InMemory, Pictures, Program
 from onnxq.calibrate.data.splitting import Part
-from onnxq.errors import DataError, UnsupportedError, UsageError
+from onnxq.errors import DataError, NoLabels, UnsupportedError, UsageError
 from onnxq.types import Array, Dataset, Feeds, InputSpec
 
 STACKED = 32
@@ -85,7 +85,7 @@ def open_labelled(
     if isinstance(source, LabelledDataset):
         return source
     if isinstance(source, Rows | Part):
-        raise DataError("the dataset was opened without labels: open its source with open_labelled")
+        raise NoLabels("the dataset was opened without labels: open its source with open_labelled")
     return LabelledDataset(_Request(_dynamic(inputs), preprocess, samples, batch, labelled=True).open(source))
 
 
@@ -140,7 +140,7 @@ class _Request:
         inside = by_class(path, self.notes) if path.is_dir() else []
         files = inside or find(path)
         if not inside and files[0].is_image:
-            raise DataError(
+            raise NoLabels(
                 f"{path.resolve().name}: images without labels: put them into one sub-folder per class, "
                 "or compare with a reference model instead"
             )
