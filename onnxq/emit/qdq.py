@@ -46,6 +46,9 @@ def emit(model: Model, plan: QuantPlan, metadata: Mapping[str, str] | None = Non
         _emit_constant(quantized, values[name], plan.constants[name], inside)
     for name in plan.tensors:
         _emit_pair(quantized, values[name], plan.tensors[name], inside, name in plan.guards)
+    for name in plan.guards:
+        if name not in plan.tensors:
+            _guard(quantized, values[name])
     for name in plan.sums:
         _as_sum(quantized, nodes[name])
     for name in plan.tables:
@@ -62,7 +65,7 @@ def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Va
     for name in (*plan.weights, *plan.integer, *plan.sums, *plan.tables):
         if name not in nodes:
             raise UnsupportedError(f"the plan names the node {name!r}, which this model does not have.")
-    for name in (*plan.tensors, *plan.constants):
+    for name in (*plan.tensors, *plan.constants, *plan.guards):
         if name not in values:
             raise UnsupportedError(f"the plan names the tensor {name!r}, which this model does not have.")
 
@@ -181,6 +184,12 @@ def _clip_bounds(model: Model, name: str, grid: TensorGrid) -> list[Value]:
         graph.add_constant(model, f"{name}_{end}", np.asarray((code - grid.zero_point) * grid.scale, np.float32))
         for end, code in ends.items()
     ]
+
+
+def _guard(model: Model, value: Value) -> None:
+    """A one-input Sum between a float value and all its readers."""
+    copy = graph.add_node(model, "Sum", [value], f"{graph.name_of(value)}_guard", after=value.producer())
+    graph.redirect(value, copy, skip=copy.producer())
 
 
 def _as_sum(model: Model, node: Node) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from onnxq.graph.look import name_of, value_map
+from onnxq.graph.look import name_of
 
 Attribute = int | float | str | Sequence[int] | Sequence[float]
 
@@ -179,13 +179,6 @@ def tidy(model: ir.Model) -> None:
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
     common.NameFixPass()(model)
-    seen: set[str] = set(value_map(model))
-    for index, node in enumerate(model.graph):
-        name = str(node.name)
-        while name in seen:
-            name = f"{name}_{index}"
-        seen.add(name)
-        node.name = name
 
 
 def replace_constant(

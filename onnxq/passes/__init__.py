@@ -5,6 +5,7 @@ from onnxq.passes.drop_identity import DropIdentity
 from onnxq.passes.fold_batch_norm import FoldBatchNorm
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_pad import FoldPad
+from onnxq.passes.fuse_branches import FuseBranches
 from onnxq.passes.mean_to_pool import MeanToPool
 from onnxq.passes.normalize_gemm import NormalizeGemm
 
@@ -14,6 +15,7 @@ DEFAULT: tuple[Pass, ...] = (
     FoldPad(),
     NormalizeGemm(),
     FoldBatchNorm(),
+    FuseBranches(),
     MeanToPool(),
 )
 """What every model goes through before it is quantized."""
@@ -25,6 +27,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
+    "FuseBranches",
     "MeanToPool",
     "NormalizeGemm",
     "Pass",

@@ -16,19 +16,18 @@ nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxq import graph
-from onnxq.graph import Model, Node, Value
-from onnxq.plan.units import MOVES, Unit, is_depthwise, makers, odd_pool, readers, units_of
+from onnxq.graph import Model, Value
+from onnxq.plan.guards import guards, sums
+from onnxq.plan.units import Unit, is_depthwise, makers, readers, units_of
 
 REDUCES = ("GlobalAveragePool",)
 """Worth running in integers for their own sake: they read much and return little."""
-THROUGH = MOVES | {"Relu", "Clip"}
-"""Operators past which the runtime looks for a DequantizeLinear in front and a QuantizeLinear behind."""
 ELEMENT_BY_ELEMENT = {
     "Add", "Mul", "Sub", "Div", "Clip", "Relu", "Elu", "Selu", "Celu", "PRelu", "LeakyRelu", "Sigmoid", "HardSigmoid",
     "HardSwish", "Swish", "Tanh", "Softplus", "Mish", "Gelu", "Erf", "Exp", "Pow", "Sqrt", "Abs", "Neg", "Min", "Max",
@@ -46,7 +45,7 @@ class Placement:
         tensors: Names of the tensors that need a grid, in graph order.
         fixed: Those of them whose float value no longer exists: float nodes read the grid, too.
         skipped: Node name -> why it stays in float.
-        guards: Tensors that a one-input Sum separates from their QuantizeLinear.
+        guards: Tensors behind which a one-input Sum keeps the runtime from fusing.
         sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         tables: Gather nodes that look up rows of a large constant table.
     """
@@ -80,14 +79,15 @@ def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str
     integer = frozenset(solver.integer)
     tensors = _tensors(units, integer, solver)
     values = graph.value_map(model)
+    fixed = frozenset(name for name in tensors if solver.fixed(values[name]))
     return Placement(
         units=tuple(units),
         integer=integer,
         tensors=tensors,
-        fixed=frozenset(name for name in tensors if solver.fixed(values[name])),
+        fixed=fixed,
         skipped=solver.skipped,
-        guards=tuple(sorted(_guards(units, integer, set(tensors), solver))),
-        sums=tuple(_sums(units, integer, solver)),
+        guards=guards(units, integer, frozenset(tensors), fixed),
+        sums=sums(units, integer),
         tables=tuple(name for name in _tables(model) if name not in keep),
     )
 
@@ -195,84 +195,6 @@ def _tensors(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> tu
         if solver.returns_grid(unit):
             found.update((graph.name_of(value), None) for value in unit.outputs if value.name)
     return tuple(found)
-
-
-def _guards(units: list[Unit], integer: frozenset[Unit], tensors: set[str], solver: _Solver) -> set[str]:
-    """Tensors between whose float value and QuantizeLinear the runtime must not look.
-
-    It quantizes some float nodes by itself between a DequantizeLinear and a QuantizeLinear (which it also finds
-    beyond moving nodes): layers would get int8 weights with a single scale, Softmax its slow integer kernel with a
-    fixed [0, 1] range, some pooling a kernel that is wrong. And an integer Gemm or MatMul whose result is read in
-    integers as well as in float is not fused at all.
-    """
-    found: set[str] = set()
-    for unit in units:
-        if unit in integer:
-            shared = unit.linear and unit.output.name in tensors and not solver.fixed(unit.output)
-            if shared and unit.layer is not None and unit.output is unit.layer.output:
-                found.add(graph.name_of(unit.output))
-        elif _tempting(unit.node) and _from_grid(unit.inputs[0], tensors, solver):
-            found.update(_to_grid(unit.layer.output if unit.layer is not None else unit.output, tensors))
-    return found
-
-
-def _tempting(node: Node) -> bool:
-    """Whether the runtime quantizes `node` unasked."""
-    if node.op_type in graph.LAYER_OPS:
-        return len(node.inputs) > 1 and graph.constant(node.inputs[1]) is not None
-    return node.op_type == "Softmax" or odd_pool(node) != ""
-
-
-def _from_grid(value: Value, tensors: set[str], solver: _Solver) -> bool:
-    """Whether a float node that reads `value` reads it from a grid, moved or not."""
-    while not (value.name in tensors and solver.fixed(value)):
-        unit = solver.maker.get(value)
-        if unit is None or unit.node.op_type not in THROUGH:
-            return False
-        value = unit.inputs[0]
-    return True
-
-
-def _to_grid(value: Value, tensors: set[str]) -> Iterator[str]:
-    """Quantized tensors that hold the values of the float `value`, moved or not."""
-    if value.name in tensors:
-        yield graph.name_of(value)
-    for node in graph.users(value):
-        if node.op_type in THROUGH and node.inputs[0] is value:
-            for output in node.outputs:
-                yield from _to_grid(output, tensors)
-
-
-def _sums(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> Iterable[str]:
-    """Float additions that the runtime would fuse into something slower than the two nodes alone.
-
-    A residual addition and the normalisation behind it become a SkipLayerNormalization; a MatMul without a bias and
-    any addition become a Gemm for which there is no integer kernel. (So do a Gemm without a bias and a Sum.)
-    """
-    for unit in units:
-        if unit in integer or unit.node.op_type != "Add":
-            continue
-        if any(graph.dtype_name(value) not in (None, "float32") for value in (*unit.inputs, unit.output)):
-            continue
-        residual = not unit.constants and len(unit.members) == 1
-        normalised = residual and any(_normalises(user) for user in graph.users(unit.output))
-        bare = {_bare_product(value, integer, solver) for value in unit.inputs}
-        if "MatMul" in bare or (normalised and "Gemm" not in bare):
-            yield unit.name
-
-
-def _bare_product(value: Value, integer: frozenset[Unit], solver: _Solver) -> str:
-    """The operator of the integer layer without a bias that makes `value` for a single reader."""
-    unit = solver.maker.get(value)
-    if unit is None or unit not in integer or unit.layer is None or unit.layer.bias is not None:
-        return ""
-    return unit.node.op_type if graph.only_user(unit.node.outputs[0]) is not None else ""
-
-
-def _normalises(node: Node) -> bool:
-    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
-        return True
-    return node.op_type == "ReduceMean"  # the first node of a decomposed LayerNormalization
 
 
 TABLE_ELEMENTS = 16_384

@@ -152,8 +152,8 @@ class QuantPlan:
         weights: Weighted nodes that run in integers, by node name.
         integer: All nodes that run on integer tensors, by node name.
         skipped: Node name -> why it stays in float.
-        guards: Tensors whose float maker a one-input Sum separates from their QuantizeLinear: the runtime would
-            quantize that maker by itself, or not at all.
+        guards: Tensors behind which a one-input Sum keeps the runtime from fusing; behind one of `tensors`, it stands
+            in front of the QuantizeLinear alone.
         sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         constants: Constant operands of integer element-wise nodes: initializer name -> its grid.
         tables: Gather nodes whose constant table is stored in int8, one step per row.

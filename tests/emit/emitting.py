@@ -30,9 +30,10 @@ def sqnr(model, emitted, feeds):
     for name, expected in wanted.items():
         assert got[name].shape == expected.shape
         assert got[name].dtype == expected.dtype
-        noise = np.square(got[name] - expected).sum()
-        ratios.append(10 * np.log10(np.square(expected).sum() / max(noise, 1e-30)))
-    return min(ratios)
+        signal, noise = np.square(expected).sum(), np.square(got[name] - expected).sum()
+        if noise > 0:
+            ratios.append(10 * np.log10(max(signal, 1e-30) / noise))
+    return min(ratios, default=np.inf)
 
 
 def kernels(emitted):

@@ -191,7 +191,7 @@ def test_every_node_gets_a_unique_name():
     names = [node.name for node in loaded.graph]
     assert names[0] == "same"
     assert names[3].startswith("Neg")
-    assert len({*names, *graph.value_map(loaded)}) == 5 + 6
+    assert len(set(names)) == 5
     assert list(graph.node_names(loaded)) == names
 
 

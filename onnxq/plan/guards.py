@@ -1,0 +1,127 @@
+"""What the runtime must be kept from fusing, because it would get it wrong or make it slow.
+
+Observed with onnxruntime 1.31 on CPU (each case has a test in tests/emit); both remedies survive its optimiser:
+
+* A one-input Sum behind a tensor (`guards`).
+* A Sum instead of an Add (`sums`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from onnxq import graph
+from onnxq.graph import Node, Value
+from onnxq.plan.units import MOVES, Unit, makers, odd_pool
+
+CLIPS = ("Relu", "Clip")
+THROUGH = MOVES | {*CLIPS}
+"""Operators past which the runtime looks for a DequantizeLinear in front and a QuantizeLinear behind."""
+
+
+def guards(
+    units: Sequence[Unit], integer: frozenset[Unit], tensors: frozenset[str], fixed: frozenset[str]
+) -> tuple[str, ...]:
+    """Names of tensors behind which a one-input Sum has to stand.
+
+    Behind a tensor of `tensors`, it stands in front of the QuantizeLinear alone. Three things are prevented:
+
+    * Float nodes between a DequantizeLinear and a QuantizeLinear, moving nodes in between or not, are quantized
+      unasked: layers get int8 weights with a single scale, Softmax its slow integer kernel with a fixed [0, 1] range,
+      some pooling a kernel that is wrong.
+    * An integer Gemm or MatMul that is read by a QuantizeLinear as well as in float is not fused.
+    * Neither is one in front of a Relu or Clip that has a single reader, unless the Relu or Clip is absorbed.
+
+    Args:
+        units: All units.
+        integer: Those that run in integers.
+        tensors: Tensors on a grid.
+        fixed: Those of them that float nodes read from the grid, too.
+    """
+    maker = makers(list(units))
+    found: set[str] = set()
+    for unit in units:
+        if unit in integer:
+            if unit.linear and _exposed(unit, tensors, fixed):
+                found.add(graph.name_of(_result(unit)))
+        elif _tempting(unit.node) and unit.inputs and _from_grid(unit.inputs[0], maker, fixed):
+            found.update(_to_grid(_result(unit), tensors))
+    return tuple(sorted(found))
+
+
+def _result(unit: Unit) -> Value:
+    """What a unit computes before any activation."""
+    return unit.layer.output if unit.layer is not None else unit.output
+
+
+def _exposed(unit: Unit, tensors: frozenset[str], fixed: frozenset[str]) -> bool:
+    """Whether the runtime would not fuse an integer Gemm or MatMul for what stands behind it."""
+    result = _result(unit)
+    if unit.output is not result:  # an activation is absorbed, if there is a grid to absorb it into
+        return unit.output.name not in tensors and graph.only_user(unit.output) is not None
+    if result.name in tensors:
+        return result.name not in fixed
+    reader = graph.only_user(result)
+    return reader is not None and reader.op_type in CLIPS
+
+
+def _tempting(node: Node) -> bool:
+    """Whether the runtime quantizes `node` unasked."""
+    if node.op_type in graph.LAYER_OPS:
+        return len(node.inputs) > 1 and graph.constant(node.inputs[1]) is not None
+    return node.op_type == "Softmax" or odd_pool(node) != ""
+
+
+def _from_grid(value: Value, maker: Mapping[Value, Unit], fixed: frozenset[str]) -> bool:
+    """Whether a float node that reads `value` reads it from a grid, moved or not."""
+    while value.name not in fixed:
+        unit = maker.get(value)
+        if unit is None or unit.node.op_type not in THROUGH or not unit.inputs:
+            return False
+        value = unit.inputs[0]
+    return True
+
+
+def _to_grid(value: Value, tensors: frozenset[str]) -> Iterator[str]:
+    """Quantized tensors that hold the values of the float `value`, moved or not."""
+    if value.name in tensors:
+        yield graph.name_of(value)
+    for node in graph.users(value):
+        if node.op_type in THROUGH and node.inputs[0] is value:
+            for output in node.outputs:
+                yield from _to_grid(output, tensors)
+
+
+def sums(units: Sequence[Unit], integer: frozenset[Unit]) -> tuple[str, ...]:
+    """Float Add nodes to be written as Sum.
+
+    The runtime fuses a residual addition and the normalisation behind it into a SkipLayerNormalization that is slower
+    than the two; and a MatMul without a bias and any addition into a Gemm for which it has no integer kernel. (So it
+    does a Gemm without a bias and a Sum: in front of a normalisation, that addition stays an Add.)
+    """
+    maker = makers(list(units))
+    found: list[str] = []
+    for unit in units:
+        if unit in integer or unit.node.op_type != "Add":
+            continue
+        if any(graph.dtype_name(value) not in (None, "float32") for value in (*unit.inputs, unit.output)):
+            continue
+        residual = not unit.constants and len(unit.members) == 1
+        normalised = residual and any(_normalises(user) for user in graph.users(unit.output))
+        bare = {_bare_product(maker.get(value), integer) for value in unit.inputs}
+        if "MatMul" in bare or (normalised and "Gemm" not in bare):
+            found.append(unit.name)
+    return tuple(found)
+
+
+def _bare_product(unit: Unit | None, integer: frozenset[Unit]) -> str:
+    """The operator of an integer layer without a bias whose result has a single reader."""
+    if unit is None or unit not in integer or unit.layer is None or unit.layer.bias is not None:
+        return ""
+    return unit.node.op_type if graph.only_user(unit.node.outputs[0]) is not None else ""
+
+
+def _normalises(node: Node) -> bool:
+    if node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"):
+        return True
+    return node.op_type == "ReduceMean"  # the first node of a decomposed LayerNormalization
