@@ -1,11 +1,13 @@
-"""`auto`: per tensor, the range that hurts the layers behind it least.
+"""`auto`: per tensor, the range that hurts the model's outputs least.
 
-For every tensor that feeds layers, each rule's range is tried on a sample of rows: onnxruntime runs the layers on the
-float tensor x and on its rounded versions, and the candidate with the least
+The least squared error of the tensor itself is the default. It errs where a few huge values carry little (a token
+whose values are normalised away) or much, which only the network behind them can tell. So for every tensor that feeds
+layers other rules' ranges are tried on some rows: this tensor alone is rounded on its way into its layers, the float
+model does the rest, and the candidate with the least
 
-    sum over the layers behind x of  ||layer(round(x)) - layer(x)||^2 / ||layer(x)||^2
+    sum over the model's outputs y of  ||y(rounded) - y||^2 / ||y||^2
 
-wins. Tensors without layers behind them keep the least squared error of the tensor itself.
+takes the default's place if it is clearly better: few rows show few of the values that a range cuts off.
 """
 
 from __future__ import annotations
@@ -14,17 +16,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from onnxq import graph
 from onnxq.calibrate.ranges import RULES
 from onnxq.graph import Layer, Model
-from onnxq.grid import Grid, fake_quantize
+from onnxq.graph.gates import open_gate, with_gates
+from onnxq.grid import Grid
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Array, Feeds, Observations
 
-CANDIDATES = ("minmax", "percentile", "mse", "mae", "entropy")
-FALLBACK = "mse"
+DEFAULT = "mse"
+OTHERS = ("minmax", "percentile")
+"""Rules that clip more win on few rows and lose on the next."""
 SAME = 0.02
 """Ranges whose ends differ by less than this share of the width are one candidate."""
+CLEARLY = 0.7
+"""The share of the default's error that a candidate may leave."""
+RUNS = 1024
+"""Rows that all trials together run through the model, but for small models and at least one batch."""
+
+Choice = tuple[float, float, str]
 
 
 def choose(
@@ -36,33 +45,29 @@ def choose(
     *,
     config: SessionConfig = SessionConfig(stop_spinning=True),
     progress: Callable[[int], None] | None = None,
-) -> dict[str, tuple[float, float, str]]:
+) -> dict[str, Choice]:
     """(low, high, rule) for every observed tensor.
 
     Args:
         model: The prepared float model.
         observations: Statistics of the tensors.
-        readers: The layers behind a tensor, by tensor name; other tensors get the fallback rule.
-        rows: Batches to try candidates on.
+        readers: The layers behind a tensor, by tensor name; other tensors get the default rule.
+        rows: Batches to try candidates on; evenly spaced ones are taken where there are many tensors.
         grid: The activations' grid.
         config: How to run.
         progress: Called with the number of batches done.
     """
-    found = {name: (*RULES[FALLBACK](stats, grid), FALLBACK) for name, stats in observations.tensors.items()}
-    options = {name: _distinct(observations, name, grid) for name in observations.tensors if readers.get(name)}
+    options = {name: _options(observations, name, grid, bool(readers.get(name))) for name in observations.tensors}
     trials = {name: choices for name, choices in options.items() if len(choices) > 1}
-    found.update({name: choices[0] for name, choices in options.items() if len(choices) == 1})
-    if trials:
-        errors = _errors(model, trials, readers, rows, grid, config, progress)
-        for name, choices in trials.items():
-            found[name] = choices[int(np.argmin(errors[name]))]
-    return found
+    errors = _errors(model, trials, readers, rows, grid, config, progress) if trials else {}
+    return {name: choices[_best(errors.get(name))] for name, choices in options.items()}
 
 
-def _distinct(observations: Observations, name: str, grid: Grid) -> list[tuple[float, float, str]]:
+def _options(observations: Observations, name: str, grid: Grid, tried: bool) -> list[Choice]:
+    """The default first, then the ranges that differ from it and from each other."""
     stats = observations.tensors[name]
-    kept: list[tuple[float, float, str]] = []
-    for rule in CANDIDATES:
+    kept: list[Choice] = []
+    for rule in (DEFAULT, *OTHERS) if tried else (DEFAULT,):
         low, high = RULES[rule](stats, grid)
         width = max(high - low, 1e-30)
         if all(abs(low - a) + abs(high - b) > SAME * width for a, b, _ in kept):
@@ -70,35 +75,54 @@ def _distinct(observations: Observations, name: str, grid: Grid) -> list[tuple[f
     return kept
 
 
+def _best(errors: Sequence[float] | None) -> int:
+    if errors is None:
+        return 0
+    best = int(np.argmin(errors))
+    return best if errors[best] < CLEARLY * errors[0] else 0
+
+
 def _errors(
     model: Model,
-    trials: Mapping[str, Sequence[tuple[float, float, str]]],
+    trials: Mapping[str, Sequence[Choice]],
     readers: Mapping[str, Sequence[Layer]],
     rows: Sequence[Feeds],
     grid: Grid,
     config: SessionConfig,
     progress: Callable[[int], None] | None,
-) -> dict[str, np.ndarray]:
-    inner = [name for name in trials if name not in {spec[0] for spec in graph.input_specs(model)}]
-    prefix = Session(graph.with_outputs(model, inner, keep=False), config) if inner else None
-    heads = {name: Session(graph.layers_model(model, readers[name]), config) for name in trials}
-    errors = {name: np.zeros(len(choices)) for name, choices in trials.items()}
-    for done, feeds in enumerate(rows, 1):
-        values = prefix.run(feeds, inner) if prefix is not None else {}
-        for name, choices in trials.items():
-            x = values.pop(name) if name in values else feeds[name]
-            errors[name] += _trial(heads[name], name, np.asarray(x, np.float32), choices, grid)
+) -> dict[str, list[float]]:
+    """What each candidate does to the model's outputs."""
+    gated = with_gates(model, {name: [str(layer.node.name) for layer in readers[name]] for name in trials})
+    session = Session(gated, config)
+    outputs = [spec.name for spec in session.outputs if spec.dtype.startswith("float")]
+    errors = {name: [0.0] * len(choices) for name, choices in trials.items()}
+    for done, feeds in enumerate(_some(rows, sum(map(len, errors.values()))), 1):
+        wanted = session.run(feeds, outputs)
+        for number, (name, choices) in enumerate(trials.items()):
+            for index, (low, high, _) in enumerate(choices):
+                step, zero = grid.from_range(low, high)
+                gate = open_gate(number, step, grid.qmin - zero, grid.qmax - zero)
+                errors[name][index] += _distance(session.run(feeds | gate, outputs), wanted)
         if progress is not None:
             progress(done)
     return errors
 
 
-def _trial(head: Session, name: str, x: Array, choices: Sequence[tuple[float, float, str]], grid: Grid) -> np.ndarray:
-    """Relative output error of every choice; x and its rounded versions go through the layers in one run."""
-    versions = [x, *(fake_quantize(x, *grid.from_range(low, high), grid) for low, high, _ in choices)]
-    errors = np.zeros(len(choices))
-    for outputs in head.run({name: np.concatenate(versions)}).values():
-        wanted, *tried = np.split(outputs, len(versions))
-        power = max(float(np.vdot(wanted, wanted)), 1e-30)
-        errors += [float(np.vdot(gap, gap)) / power for gap in (version - wanted for version in tried)]
-    return errors
+def _some(rows: Sequence[Feeds], runs: int) -> list[Feeds]:
+    """As many evenly spaced batches as may run so often."""
+    most = max(len(value) if value.ndim else 1 for value in rows[0].values()) if rows else 1
+    count = int(np.clip(RUNS // (runs * most), 1, len(rows)))
+    return [rows[at] for at in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def _distance(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> float:
+    """Sum over the outputs of the squared error, relative to the output; outputs of another size tell nothing."""
+    total = 0.0
+    for name, y in wanted.items():
+        if found[name].shape != y.shape:
+            continue
+        usable = np.isfinite(y)
+        clean = y[usable].astype(np.float64)
+        gap = found[name][usable].astype(np.float64) - clean
+        total += float(gap @ gap) / max(float(clean @ clean), 1e-30)
+    return total if np.isfinite(total) else np.inf

@@ -66,17 +66,17 @@ class Density:
         ]
 
 
-def _means(a: Floats, b: Floats, order: int) -> list[Floats | float]:
+def _means(a: Floats, b: Floats, order: int) -> list[Floats]:
     """Means of x ** 0 to x ** `order` over [a, b]."""
-    return [1.0, (a + b) / 2.0, (a * a + a * b + b * b) / 3.0][: order + 1]
+    found = [np.ones(1), (a + b) / 2.0]
+    return found if order == 1 else [*found, (a * a + a * b + b * b) / 3.0]
 
 
 def _grids(lows: Floats, highs: Floats, grid: Grid) -> tuple[Floats, Floats]:
-    """What `Grid.from_range` gives, for many ranges."""
+    """What `Grid.from_range` gives, for many ranges and up to float32 rounding."""
     if grid.symmetric:
-        steps = np.maximum(highs, -lows) / grid.qmax
-        return np.maximum(np.float64(steps.astype(np.float32)), SMALLEST_SCALE), np.zeros_like(steps)
+        steps = np.maximum(np.maximum(highs, -lows) / grid.qmax, SMALLEST_SCALE)
+        return steps, np.zeros_like(steps)
     low, high = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
-    steps = np.float64(((high - low) / (grid.qmax - grid.qmin)).astype(np.float32))
-    steps = np.maximum(steps, SMALLEST_SCALE)
+    steps = np.maximum((high - low) / (grid.qmax - grid.qmin), SMALLEST_SCALE)
     return steps, np.clip(np.rint(grid.qmin - low / steps), grid.qmin, grid.qmax)

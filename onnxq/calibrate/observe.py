@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from onnxq.graph import Model
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Dataset, Feeds, Observations
 
-PIECE_BYTES = 192 * 2**20
+PIECE_BYTES = 64 * 2**20
 """Budget for the observed tensors of one piece."""
 MAX_PIECE_ROWS = 32
+WORKERS = 2
+"""Threads that fill histograms; each tensor's is filled by one at a time, so the result does not depend on it."""
 
 
 def observe(
@@ -47,28 +50,35 @@ def observe(
     Raises:
         DataError: There are no rows, or they do not fit the model.
     """
-    inner = [name for name in tensors if name not in {str(value.name) for value in model.graph.inputs}]
+    fed = {spec[0] for spec in graph.input_specs(model)}
+    inner = [name for name in tensors if name not in fed]
     session = Session(graph.with_outputs(model, inner, keep=False) if inner else model, config)
     seen = {name: Histogram(name, zlib.crc32(name.encode()) ^ seed) for name in tensors}
-    batched = has_free_rows(session)
-    rows, first_rows, piece = 0, 0, MAX_PIECE_ROWS
+    pieces = _Pieces(has_free_rows(session))
+    rows, first_rows = 0, 0
     shapes: dict[str, tuple[int, ...]] = {}
-    for batch in dataset:
-        for feeds in _pieces(batch, lambda: piece if rows else 1, batched):  # noqa: B023 - meant to change
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for feeds in pieces.of(dataset):
             found = session.run(feeds, inner) if inner else {}
-            count = len(next(iter(feeds.values()))) if batched else 1
-            for name, histogram in seen.items():
-                histogram.add(np.asarray(found.get(name, feeds.get(name)), np.float32), rows=True)
+            values = [np.asarray(found[name] if name in found else feeds[name], np.float32) for name in seen]
+            list(pool.map(Histogram.add, seen.values(), values))
+            pieces.learn(found, feeds)
             if not rows:
-                first_rows = count
+                first_rows = count_rows(feeds)
                 shapes = probe_shapes(model, feeds, shapes_of, config)
-                piece = _rows_per_piece(found, count)
-            rows += count
+            rows += count_rows(feeds)
             if progress is not None:
                 progress(rows)
     if not rows:
         raise DataError("the calibration data holds no rows.")
     return Observations({name: h.stats() for name, h in seen.items()}, shapes, rows, first_rows)
+
+
+def count_rows(feeds: Feeds) -> int:
+    """The common length of all first axes; 1 where there is none, as a model without a row axis has it."""
+    sizes = {np.shape(value)[:1] for value in feeds.values()}
+    first = sizes.pop()
+    return first[0] if first and not sizes else 1
 
 
 def has_free_rows(session: Session) -> bool:
@@ -92,19 +102,33 @@ def probe_shapes(
     return given | {name: tuple(np.shape(value)) for name, value in found.items()}
 
 
-def _rows_per_piece(found: dict[str, np.ndarray], rows: int) -> int:
-    per_row = sum(value.nbytes for value in found.values()) / max(rows, 1)
-    return int(np.clip(PIECE_BYTES / max(per_row, 1.0), 1, MAX_PIECE_ROWS))
+class _Pieces:
+    """Cuts batches so that the tensors of one piece keep within the budget.
 
+    How much a row takes is learned from the pieces themselves, beginning with a single row of every new shape.
+    """
 
-def _pieces(batch: Feeds, size: Callable[[], int], batched: bool) -> Iterator[Feeds]:
-    """Cut a batch into pieces of `size()` rows, asked anew for each piece."""
-    total = len(next(iter(batch.values()))) if batched else 0
-    if not batched:
-        yield batch
-        return
-    start = 0
-    while start < total:
-        rows = size()
-        yield {name: value[start : start + rows] for name, value in batch.items()}
-        start += rows
+    def __init__(self, cut: bool) -> None:
+        self._cut = cut
+        self._rows = 1
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def of(self, dataset: Dataset) -> Iterator[Feeds]:
+        """All batches in order, whole where they must not be cut."""
+        for batch in dataset:
+            if not self._cut or len({len(value) for value in batch.values()}) != 1:
+                yield batch
+                continue
+            shapes = {name: value.shape[1:] for name, value in batch.items()}
+            if shapes != self._shapes:
+                self._shapes, self._rows = shapes, 1
+            start = 0
+            while start < count_rows(batch):
+                stop = start + self._rows
+                yield {name: value[start:stop] for name, value in batch.items()}
+                start = stop
+
+    def learn(self, found: Feeds, feeds: Feeds) -> None:
+        """Take note of what a piece took."""
+        per_row = sum(value.nbytes for value in found.values()) / max(count_rows(feeds), 1)
+        self._rows = int(np.clip(PIECE_BYTES / max(per_row, 1.0), 1, MAX_PIECE_ROWS))

@@ -144,23 +144,23 @@ class Entropy:
         centres = stats.limit * ((2.0 * used + 1.0) / len(stats.counts) - 1.0)
         counts = stats.counts[used]
         bounds = max(-stats.low, stats.high) * np.geomspace(1.0, 0.01, self.tries)
-        ranges = [(max(stats.low, -bound), min(stats.high, bound)) for bound in bounds]
-        return min(ranges, key=lambda ends: _divergence(centres, counts, *ends, grid))
+        ranges = [(max(stats.low, -bound), min(stats.high, bound)) for bound in bounds.tolist()]
+        return min(ranges, key=lambda ends: _divergence(centres, counts, ends, grid))
 
 
-def _divergence(centres: Floats, counts: Floats, low: float, high: float, grid: Grid) -> float:
+def _divergence(centres: Floats, counts: Floats, ends: tuple[float, float], grid: Grid) -> float:
     """KL(P || Q): P is the clipped histogram, Q spreads each code's mass evenly over the code's occupied bins.
 
     The mass outside the range is added to P's outermost bins but not to Q's, so clipping costs divergence.
     """
-    first, last = np.searchsorted(centres, (low, high))
+    first, last = np.searchsorted(centres, ends)
     if last - first < 2:
         return np.inf
     kept = counts[first:last]
     clipped = kept.copy()
     clipped[0] += counts[:first].sum()
     clipped[-1] += counts[last:].sum()
-    scale, zero = grid.from_range(low, high)
+    scale, zero = grid.from_range(*ends)
     codes = (np.clip(np.rint(centres[first:last] / scale) + zero, grid.qmin, grid.qmax) - grid.qmin).astype(np.int64)
     spread = (np.bincount(codes, weights=kept) / np.maximum(np.bincount(codes), 1))[codes]
     p, q = clipped / clipped.sum(), spread / spread.sum()

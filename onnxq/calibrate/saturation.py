@@ -4,12 +4,14 @@ There the product of uint8 activations and int8 weights goes through VPMADDUBSW,
 bits and saturates at +-32767 (onnxruntime's documentation on "reduce_range"). With 7-bit weights a pair never exceeds
 2 * 255 * 63 = 32130. Whether 8-bit weights really saturate depends on the data, so it is tried: rows of the layer's
 own calibration inputs are multiplied pair by pair in the order in which the kernel walks the reduction axis
-(kernel position by kernel position, channels innermost), and saturated pairs are counted.
+(kernel position by kernel position, channels innermost), and saturated pairs are counted. Depthwise convolutions have
+a kernel of their own, which multiplies in 32 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from onnxq.types import Feeds, TensorGrid, WeightGrid
 
 Codes = npt.NDArray[np.int32]
 LIMIT = 32767
-POSITIONS = 64
+POSITIONS = 256
 """Output positions tried per layer and batch."""
 
 
@@ -48,79 +50,111 @@ def saturating(
         seed: Picks the output positions.
         config: How to run.
     """
-    risky = {name: layer for name, layer in layers.items() if _possible(layer, weights[name])}
-    names = list(dict.fromkeys(graph.name_of(layer.data) for layer in risky.values()))
+    pairs = {name: _dangerous(layer, weights[name]) for name, layer in layers.items()}
+    risky = {name: layer for name, layer in layers.items() if len(pairs[name].first)}
+    if not risky:
+        return {}
     fed = {spec[0] for spec in graph.input_specs(model)}
-    inner = [name for name in names if name not in fed]
+    inner = [name for name in dict.fromkeys(graph.name_of(layer.data) for layer in risky.values()) if name not in fed]
     session = Session(graph.with_outputs(model, inner, keep=False), config) if inner else None
     random = np.random.default_rng(seed)
-    hits: dict[str, list[float]] = {name: [] for name in risky}
+    hits, tried = dict.fromkeys(risky, 0), dict.fromkeys(risky, 0)
     for feeds in rows:
         values = session.run(feeds, inner) if session is not None else {}
         for name, layer in risky.items():
             data = graph.name_of(layer.data)
             grid = tensors[data]
-            x = quantize(
-                values[data] if data in values else feeds[data], grid.scale, grid.zero_point, Grid(8, False, False)
-            )
-            hits[name].append(_share(_columns(x, layer, random), _matrix(layer, weights[name])))
-    shares = {name: float(np.mean(found)) for name, found in hits.items() if found}
-    return {name: share for name, share in shares.items() if share > 0.0}
+            floats = values[data] if data in values else feeds[data]
+            codes = quantize(floats, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
+            columns = _columns(codes, layer, grid.zero_point, random)
+            hits[name] += pairs[name].saturated(columns)
+            tried[name] += len(columns) * pairs[name].total
+    return {name: count / tried[name] for name, count in hits.items() if count}
 
 
-def _possible(layer: Layer, weights: WeightGrid) -> bool:
-    """Whether any pair of codes could saturate with the largest activation."""
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of weights that saturate with the largest activations: for each, where it reads and its two codes.
+
+    Attributes:
+        group: Index of its group of channels.
+        at: Position of its first weight along the reduction.
+        first: Code of its first weight.
+        second: Code of its second weight.
+        total: Number of all pairs, harmless ones included.
+    """
+
+    group: npt.NDArray[np.int64]
+    at: npt.NDArray[np.int64]
+    first: Codes
+    second: Codes
+    total: int
+
+    def saturated(self, columns: Codes) -> int:
+        """How often these pairs saturate on inputs [positions, groups, reduction]."""
+        count = 0
+        for column in columns:
+            sums = column[self.group, self.at] * self.first + column[self.group, self.at + 1] * self.second
+            count += int((np.abs(sums) > LIMIT).sum())
+        return count
+
+
+def _dangerous(layer: Layer, weights: WeightGrid) -> _Pairs:
+    """Of opposite signs, two products cancel in part; alone, neither reaches the limit."""
     matrix = _matrix(layer, weights)
-    if len(matrix) < 2:
-        return False
-    a, b = _pairs(matrix)
-    same_sign = np.where(np.sign(a) * np.sign(b) >= 0, np.abs(a) + np.abs(b), np.maximum(np.abs(a), np.abs(b)))
-    return bool(255 * int(same_sign.max(initial=0)) > LIMIT)
+    even = matrix.shape[1] // 2 * 2
+    first, second = matrix[:, 0:even:2], matrix[:, 1:even:2]
+    group, pair, output = np.nonzero(255 * np.abs(first + second) > LIMIT)
+    return _Pairs(group, 2 * pair, first[group, pair, output], second[group, pair, output], first.size)
 
 
 def _matrix(layer: Layer, weights: WeightGrid) -> Codes:
-    """Weight codes [reduction, outputs] of the first group, the reduction in the kernel's order."""
+    """Weight codes [groups, reduction, outputs], the reduction in the kernel's order; empty where none saturates."""
     steps = np.asarray(weights.scales, np.float32)
     if weights.axis is None:
         steps = steps.reshape(())
     codes = quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis)
     if layer.node.op_type != "Conv":
-        return codes if layer.axis == 1 else codes.T
-    group = graph.attribute(layer.node, "group", 1)
-    first = codes[: len(codes) // group]
-    return np.moveaxis(first, 1, -1).reshape(len(first), -1).T
+        return (codes if layer.axis == 1 else codes.T)[None]
+    groups = _groups(layer)
+    if layer.weight.shape[:2] == (groups, 1):
+        return np.zeros((1, 0, 0), np.int32)
+    return np.moveaxis(codes, 1, -1).reshape(groups, len(codes) // groups, -1).transpose(0, 2, 1)
 
 
-def _columns(x: Codes, layer: Layer, random: np.random.Generator) -> Codes:
-    """Some rows [positions, reduction] of the layer's input codes, of the first group."""
+def _groups(layer: Layer) -> int:
+    return graph.attribute(layer.node, "group", 1)
+
+
+def _columns(x: Codes, layer: Layer, zero_point: int, random: np.random.Generator) -> Codes:
+    """Inputs [positions, groups, reduction] of some output positions; of all where there are few."""
     if layer.node.op_type != "Conv":
-        table = x.reshape(-1, x.shape[-1])
-        return table[random.integers(len(table), size=min(POSITIONS, len(table)))]
+        table = x.reshape(-1, 1, x.shape[-1])
+        return table[_some(len(table), random)]
     kernel = layer.weight.shape[2:]
     dilations: list[int] = graph.attribute(layer.node, "dilations", [1] * len(kernel))
-    part = x[:, : layer.weight.shape[1]]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    room = [size - span for size, span in zip(part.shape[2:], spans, strict=True)]
-    if min(room) < 0:
-        return np.zeros((0, layer.weight[0].size), np.int32)
-    picked = []
-    for _ in range(POSITIONS):
-        at = [int(random.integers(free + 1)) for free in room]
-        window: Any = tuple(slice(a, a + s, d) for a, s, d in zip(at, spans, dilations, strict=True))
-        row = part[(int(random.integers(len(part))), slice(None), *window)]
-        picked.append(np.moveaxis(row, 0, -1).reshape(-1))
-    return np.stack(picked)
+    strides: list[int] = graph.attribute(layer.node, "strides", [1] * len(kernel))
+    spans = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    padded = np.pad(x, [(0, 0), (0, 0), *_pads(layer, spans)], constant_values=zero_point)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, x.ndim)))
+    steps = (1, 1, *strides, *dilations)
+    windows = windows[tuple(slice(None, None, step) for step in steps)]
+    counts = (len(x), *windows.shape[2 : x.ndim])
+    row, *at = np.unravel_index(_some(int(np.prod(counts)), random), counts)
+    chosen: Any = (row, slice(None), *at)
+    shape = (len(row), _groups(layer), layer.weight.shape[1], -1)
+    columns: Codes = windows[chosen].reshape(shape).swapaxes(2, 3).reshape(*shape[:2], -1)
+    return columns
 
 
-def _pairs(matrix: Codes) -> tuple[Codes, Codes]:
-    even = len(matrix) // 2 * 2
-    return matrix[0:even:2], matrix[1:even:2]
+def _pads(layer: Layer, spans: Sequence[int]) -> list[tuple[int, int]]:
+    """Padding of each spatial axis, at its begin and end; what SAME gives is only nearly so with strides."""
+    if graph.attribute(layer.node, "auto_pad", "NOTSET").startswith("SAME"):
+        return [(span // 2, span // 2) for span in spans]
+    axes = len(spans)
+    pads: list[int] = graph.attribute(layer.node, "pads", [0] * 2 * axes)
+    return list(zip(pads[:axes], pads[axes:], strict=True))
 
 
-def _share(columns: Codes, matrix: Codes) -> float:
-    if not len(columns) or len(matrix) < 2:
-        return 0.0
-    a, b = _pairs(matrix)
-    u, v = _pairs(columns.T)
-    sums = u.T[:, :, None] * a[None] + v.T[:, :, None] * b[None]
-    return float((np.abs(sums) > LIMIT).mean())
+def _some(count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    return np.arange(count) if count <= POSITIONS else random.integers(count, size=POSITIONS)

@@ -136,7 +136,7 @@ def _check_external(tensor: onnx.TensorProto, source: Path) -> None:
 def _needed_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes of a tensor of that shape and type; 0 where the type is none (the checker says so)."""
     with suppress(ValueError, TypeError, KeyError):
-        bits = math.prod(tensor.dims) * int(ir.DataType(tensor.data_type).bitwidth)
+        bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
         return (bits + 7) // 8
     return 0
 

@@ -7,6 +7,7 @@ from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_pad import FoldPad
 from onnxq.passes.fuse_branches import FuseBranches
 from onnxq.passes.mean_to_pool import MeanToPool
+from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
 
 DEFAULT: tuple[Pass, ...] = (
@@ -15,7 +16,8 @@ DEFAULT: tuple[Pass, ...] = (
     FoldPad(),
     NormalizeGemm(),
     FoldBatchNorm(),
-    FuseBranches(),
+    FuseBranches(floor_db=32.0),
+    NormToConv(),
     MeanToPool(),
 )
 """What every model goes through before it is quantized."""
@@ -29,6 +31,7 @@ __all__ = [
     "FoldPad",
     "FuseBranches",
     "MeanToPool",
+    "NormToConv",
     "NormalizeGemm",
     "Pass",
     "apply",

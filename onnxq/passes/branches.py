@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
-from onnxq.graph import Node, Value
+from onnxq.graph import Model, Node, Value
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,6 +58,13 @@ class Branch:
     def shrink(self, axis: int) -> int:
         """How much larger the padded input is than the span of outputs: equal for branches of equal output size."""
         return self.begins[axis] + self.ends[axis] - (self.taps[axis] - 1) * self.dilations[axis]
+
+    def sqnr_db(self) -> float:
+        """Signal-to-noise ratio of the kernel on an 8-bit grid with one step per output channel, decibels."""
+        rows = self.kernel.reshape(len(self.kernel), -1)
+        steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / 127
+        error = rows - np.rint(rows / steps) * steps
+        return float(10 * np.log10((rows**2).sum() / max((error**2).sum(), 1e-30)))
 
 
 def conv_branch(node: Node) -> Branch | str:
@@ -187,3 +194,29 @@ def _regrouped(kernel: Floats, group: int, fewer: int) -> Floats:
         start = (output // (outputs // group)) % merged * inputs
         wide[output, start : start + inputs] = kernel[output]
     return wide
+
+
+def write_conv(model: Model, node: Node, branch: Branch) -> None:
+    """Replace `node`, which returns the branch's result, and the branch's own nodes by one Conv."""
+    name = str(node.name)
+    weight = graph.add_constant(model, f"{name}.weight", branch.kernel.astype(np.float32))
+    bias = graph.add_constant(model, f"{name}.bias", branch.bias.astype(np.float32))
+    attributes: dict[str, int | list[int]] = {
+        "kernel_shape": list(branch.taps),
+        "strides": list(branch.strides),
+        "dilations": list(branch.dilations),
+        "pads": [*branch.begins, *branch.ends],
+        "group": branch.group,
+    }
+    old = node.outputs[0]
+    new = graph.add_node(
+        model, "Conv", [branch.source, weight, bias], f"{name}_fused", before=node, attributes=attributes
+    )
+    new.shape, new.type = old.shape, old.type
+    graph.redirect(old, new)
+    if old.is_graph_output():
+        graph.move_name(old, new, model)
+    model.graph.remove(node, safe=True)
+    for part in branch.nodes:
+        if part is not node:
+            model.graph.remove(part, safe=True)

@@ -15,35 +15,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from onnxq import graph
 from onnxq.graph import Model, Node, Value
 from onnxq.passes.base import Pass
-from onnxq.passes.branches import Branch, add_branches, conv_branch, identity_branch, norm_branch, pool_branch
+from onnxq.passes.branches import (
+    Branch,
+    add_branches,
+    conv_branch,
+    identity_branch,
+    norm_branch,
+    pool_branch,
+    write_conv,
+)
 
 
 @dataclass(frozen=True)
 class FuseBranches(Pass):
-    """Fuse sums of linear branches."""
+    """Fuse sums of linear branches.
+
+    Attributes:
+        floor_db: Least signal-to-noise ratio of the fused kernel on an 8-bit grid with one step per output channel.
+            A large identity among small weights makes a kernel that 8 bits cannot hold; such a branch is better
+            added in integers. None fuses whatever is exact in float.
+    """
+
+    floor_db: float | None = None
 
     def __call__(self, model: Model) -> int:
         """Rewrite `model` in place; returns the number of sums removed."""
         fused = 0
         for add in list(graph.nodes(model, "Add")):
-            branch = _fusible(add)
+            branch = _fusible(add, self.floor_db)
             if isinstance(branch, Branch):
-                _write(model, add, branch)
+                write_conv(model, add, branch)
                 fused += 1
         return fused
 
     def refused(self, model: Model) -> Mapping[str, str]:
         """Sums of two branches of one tensor that stay: name of the Add -> reason."""
-        reasons = {str(add.name): _fusible(add) for add in graph.nodes(model, "Add")}
+        reasons = {str(add.name): _fusible(add, self.floor_db) for add in graph.nodes(model, "Add")}
         return {name: reason for name, reason in reasons.items() if isinstance(reason, str) and reason}
 
 
-def _fusible(add: Node) -> Branch | str:
+def _fusible(add: Node, floor_db: float | None) -> Branch | str:
     """The Conv that `add` can become, a reason against it, or "" when it is no sum of branches of one tensor."""
     operands = [value for value in add.inputs if value is not None]
     if len(operands) != 2 or operands[0] is operands[1]:
@@ -52,6 +66,8 @@ def _fusible(add: Node) -> Branch | str:
     for value, other in (operands, operands[::-1]):
         conv = graph.producer(value, "Conv")
         found = _sum(add, conv, other) if conv is not None else ""
+        if isinstance(found, Branch) and floor_db is not None and found.sqnr_db() < floor_db:
+            found = f"the fused kernel would keep only {found.sqnr_db():.0f} dB at 8 bits"
         if isinstance(found, Branch):
             return found
         reasons.append(found)
@@ -93,27 +109,3 @@ def _branch(value: Value, beside: Branch) -> Branch | str:
     if node.op_type == "BatchNormalization":
         return norm_branch(node, rank)
     return pool_branch(node, inputs)
-
-
-def _write(model: Model, add: Node, branch: Branch) -> None:
-    name = str(add.name)
-    weight = graph.add_constant(model, f"{name}.weight", branch.kernel.astype(np.float32))
-    bias = graph.add_constant(model, f"{name}.bias", branch.bias.astype(np.float32))
-    attributes: dict[str, int | list[int]] = {
-        "kernel_shape": list(branch.taps),
-        "strides": list(branch.strides),
-        "dilations": list(branch.dilations),
-        "pads": [*branch.begins, *branch.ends],
-        "group": branch.group,
-    }
-    old = add.outputs[0]
-    new = graph.add_node(
-        model, "Conv", [branch.source, weight, bias], f"{name}_fused", before=add, attributes=attributes
-    )
-    new.shape, new.type = old.shape, old.type
-    graph.redirect(old, new)
-    if old.is_graph_output():
-        graph.move_name(old, new, model)
-    model.graph.remove(add, safe=True)
-    for node in branch.nodes:
-        model.graph.remove(node, safe=True)

@@ -23,7 +23,7 @@ from onnxq.recipe import Recipe, resolve
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan, Silence, Verdict
 from onnxq.version import __version__
 
-TRIAL_ROWS = 32
+TRIAL_ROWS = 16
 """Rows on which range candidates are compared."""
 
 
@@ -168,15 +168,16 @@ def _ranges(
         rule = RULES[settings.ranges]
         return {name: Range(*rule(found, grid), settings.ranges) for name, found in stats.items()}
     log.stage("Choosing ranges")
+    readers = _readers(placement)
     chosen = calibrate.choose(
         model,
         replace(seen, tensors=stats),
-        _readers(placement),
+        readers,
         _some(rows, TRIAL_ROWS, model),
         grid,
         progress=log.advance,
     )
-    return {name: Range(*found) for name, found in chosen.items()}
+    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()}
 
 
 def _readers(placement: Placement) -> dict[str, list[Layer]]:
@@ -195,7 +196,7 @@ def _some(rows: Dataset, count: int, model: Model) -> list[Feeds]:
     for feeds in rows:
         size = len(next(iter(feeds.values())))
         room = count - taken
-        step = 8 if free else size
+        step = 4 if free else size
         for start in range(0, min(size, room) if free else size, step):
             stop = min(start + step, room) if free else size
             found.append({name: value[start:stop] for name, value in feeds.items()} if free else feeds)

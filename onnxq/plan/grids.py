@@ -24,16 +24,17 @@ from onnxq.types import QuantPlan, TensorGrid, WeightGrid
 
 @dataclass(frozen=True)
 class Range:
-    """A clipped float interval and the rule that found it."""
+    """A clipped float interval, the rule that found it, and whether it was judged by the layers behind the tensor."""
 
     low: float
     high: float
     rule: str
+    judged: bool = False
 
     def union(self, other: Range) -> Range:
         """The smallest range that holds both."""
         rule = self.rule if self.rule == other.rule else f"{self.rule}|{other.rule}"
-        return Range(min(self.low, other.low), max(self.high, other.high), rule)
+        return Range(min(self.low, other.low), max(self.high, other.high), rule, self.judged and other.judged)
 
 
 @dataclass(frozen=True)
@@ -180,25 +181,42 @@ class Groups:
         return self.ranges[self.find(name)]
 
     def _tie_move(self, unit: Unit) -> None:
-        """What moves keeps the grid of where it came from: its values are among those values."""
-        source = self.find(graph.name_of(unit.inputs[0]))
+        """What moves keeps the grid of where it came from: its values are among those values.
+
+        Where only layers behind the move can judge a range, theirs is taken.
+        """
+        data = unit.inputs[0]
+        source = self.find(graph.name_of(data))
         for value in unit.outputs:
-            if value.name in self.parent:
-                self.parent[self.find(str(value.name))] = source
+            if value.name not in self.parent:
+                continue
+            moved = self.ranges[self.find(str(value.name))]
+            if moved.judged and not self.ranges[source].judged and len(graph.users(data)) == 1:
+                self.ranges[source] = _clip(moved, *self.bounds[source])
+            self.parent[self.find(str(value.name))] = source
 
     def _tie_concat(self, unit: Unit) -> None:
         names = [graph.name_of(value) for value in (*unit.inputs, *unit.outputs) if value.name in self.parent]
         roots = list(dict.fromkeys(self.find(name) for name in names))
-        union = self.ranges[roots[0]]
+        union = self._joint(unit, roots)
         low, high = -np.inf, np.inf
         for root in roots:
-            union = union.union(self.ranges[root])
             low, high = max(low, self.bounds[root][0]), min(high, self.bounds[root][1])
         if union.low < low or union.high > high or self._costly(unit, union):
             return
         for root in roots:
             self.parent[root] = roots[0]
         self.ranges[roots[0]], self.bounds[roots[0]] = union, (low, high)
+
+    def _joint(self, unit: Unit, roots: list[str]) -> Range:
+        """The range of what was concatenated, if layers judged it and nobody else reads the parts; else the union."""
+        whole = self.range_of(graph.name_of(unit.output)) if unit.output.name in self.parent else None
+        if whole is not None and whole.judged and all(len(graph.users(value)) == 1 for value in unit.inputs):
+            return whole
+        union = self.ranges[roots[0]]
+        for root in roots:
+            union = union.union(self.ranges[root])
+        return union
 
     def _costly(self, unit: Unit, union: Range) -> bool:
         """Whether a narrow operand that is also read elsewhere would lose more than one bit."""
@@ -210,4 +228,4 @@ class Groups:
 
 
 def _clip(found: Range, low: float, high: float) -> Range:
-    return Range(max(found.low, low), min(found.high, high), found.rule)
+    return Range(max(found.low, low), min(found.high, high), found.rule, found.judged)

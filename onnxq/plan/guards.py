@@ -42,8 +42,7 @@ def guards(
     found: set[str] = set()
     for unit in units:
         if unit in integer:
-            if unit.linear and _exposed(unit, tensors, fixed):
-                found.add(graph.name_of(_result(unit)))
+            found.update(_exposed(unit, tensors, fixed) if unit.linear else ())
         elif _tempting(unit.node) and unit.inputs and _from_grid(unit.inputs[0], maker, fixed):
             found.update(_to_grid(_result(unit), tensors))
     return tuple(sorted(found))
@@ -54,15 +53,21 @@ def _result(unit: Unit) -> Value:
     return unit.layer.output if unit.layer is not None else unit.output
 
 
-def _exposed(unit: Unit, tensors: frozenset[str], fixed: frozenset[str]) -> bool:
-    """Whether the runtime would not fuse an integer Gemm or MatMul for what stands behind it."""
+def _exposed(unit: Unit, tensors: frozenset[str], fixed: frozenset[str]) -> Iterator[str]:
+    """Where a Sum lets the runtime fuse an integer Gemm or MatMul."""
     result = _result(unit)
     if unit.output is not result:  # an activation is absorbed, if there is a grid to absorb it into
-        return unit.output.name not in tensors and graph.only_user(unit.output) is not None
-    if result.name in tensors:
-        return result.name not in fixed
-    reader = graph.only_user(result)
-    return reader is not None and reader.op_type in CLIPS
+        if unit.output.name not in tensors and graph.only_user(unit.output) is not None:
+            yield graph.name_of(result)
+        return
+    readers = graph.users(result)
+    clips = [reader for reader in readers if reader.op_type in CLIPS]
+    if result.name in tensors and result.name not in fixed:
+        yield graph.name_of(result)
+    if result.name not in tensors and len(readers) == len(clips) == 1:
+        yield graph.name_of(result)
+    else:  # a Relu in front of a QuantizeLinear vanishes, and leaves that as one of several readers
+        yield from (graph.name_of(clip.outputs[0]) for clip in clips if clip.outputs[0].name in tensors)
 
 
 def _tempting(node: Node) -> bool:

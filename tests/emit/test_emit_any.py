@@ -19,7 +19,7 @@ ONE += ["MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>({})", "Transpose<pe
 ONE += ["AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>({})", "Add(vec, {})", "Mul({}, high)", "Softmax({})"]
 ONE += ["Conv({}, w1)", "Conv<pads = [1, 1, 1, 1]>({}, w3, vec1)", "Conv<group = 4, pads = [1, 1, 1, 1]>({}, wd)"]
 ONE += ["ConvTranspose<pads = [1, 1, 1, 1]>({}, w3)", "MatMul({}, sq)", "Conv<pads = [1, 1, 1, 1], group = 2>({}, wg)"]
-TWO = ["Add({}, {})", "Mul({}, {})", "Sub({}, {})", "Conv(Concat<axis = 1>({}, {}), w2)"]
+TWO = ["Add({}, {})", "Mul({}, {})", "Max({}, {})", "Conv(Concat<axis = 1>({}, {}), w2)"]
 CONSTANTS = {
     "low": np.float32(-1),
     "high": np.float32(1),

@@ -179,3 +179,18 @@ def test_a_conv_plus_its_own_input_where_that_is_a_conv_too():
     """
     m = model(text, a=weights(4, 2, 3, 3), b=weights(4, 4, 3, 3))
     check(m, {"x": weights(2, 2, 6, 6)}, ["Conv", "Conv"], 1)
+
+
+def test_a_kernel_that_8_bits_cannot_hold_is_refused_when_asked():
+    text = """
+    g (float[N,64,4,4] x, float[64,64,3,3] k) => (float[N,64,A,B] y) {
+      a = Conv<pads = [1, 1, 1, 1]>(x, k)
+      y = Add(a, x)
+    }
+    """
+    cautious = FuseBranches(floor_db=32.0)
+    m = model(text, k=weights(64, 64, 3, 3) * 0.01)
+    assert cautious(m) == 0
+    assert next(iter(cautious.refused(m).values())) == "the fused kernel would keep only 27 dB at 8 bits"
+    assert FuseBranches()(m) == 1
+    assert cautious(model(text, k=weights(64, 64, 3, 3))) == 1
