@@ -17,6 +17,8 @@ from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
 
 TARGETS = ("auto", "cpu")
+PRESET_NAMES = ("fast", "balanced")
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false", tuple: "a list of strings"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Recipe:
     Attributes:
         preset: The preset this recipe started from.
         target: "auto" (this machine) or "cpu" (any x86 with VNNI, or ARM).
-        ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the layers behind it least.
+        ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the model's outputs least.
         weight_bits: Bits of the weights of all layers but the first and last.
         activation_bits: Bits of the inputs of all layers but the first and last; below 8 they are emulated.
         first_last: Bits of the first and last layer.
@@ -52,21 +54,34 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range.
+        """Refuse values of the wrong type or outside their range.
 
         Raises:
             UsageError: Names the field and what it takes.
         """
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if type(value) is not type(entry.default) or not all(isinstance(part, str) for part in _parts(value)):
+                raise UsageError(f"{_shown(entry.name)} takes {_KINDS[type(entry.default)]}, not {value!r}.")
         for name in ("weight_bits", "activation_bits", "first_last", "residual_bits"):
-            bits = getattr(self, name)
-            if not 2 <= bits <= 8:
-                raise UsageError(f"{name.replace('_', '-')} takes 2 to 8, not {bits}.")
-        if self.ranges != "auto" and self.ranges not in RULES:
-            raise UsageError(f"ranges takes auto, {', '.join(RULES)}, not {self.ranges!r}.{_near(self.ranges, RULES)}")
-        if self.target not in TARGETS:
-            raise UsageError(f"target takes {', '.join(TARGETS)}, not {self.target!r}.{_near(self.target, TARGETS)}")
-        if self.samples < 1:
-            raise UsageError(f"samples takes 1 or more, not {self.samples}.")
+            if not 2 <= getattr(self, name) <= 8:
+                raise UsageError(f"{_shown(name)} takes 2 to 8, not {getattr(self, name)}.")
+        for name, known in (("preset", PRESET_NAMES), ("target", TARGETS), ("ranges", ("auto", *RULES))):
+            if getattr(self, name) not in known:
+                word = getattr(self, name)
+                raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{_near(word, known)}")
+        for name, least in (("samples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")
+
+
+def _parts(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else ()
+
+
+def _shown(name: str) -> str:
+    """A field as the command line spells it."""
+    return name.replace("_", "-")
 
 
 FAST = Recipe(preset="fast", ranges="minmax")
@@ -77,9 +92,13 @@ PRESETS: Mapping[str, Recipe] = {"fast": FAST, "balanced": BALANCED}
 def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:
     """A recipe from a preset's name, a TOML file or a recipe, with single fields replaced.
 
+    Args:
+        recipe: What to start from; the preset `balanced` by default.
+        **changes: Values by field; None keeps the field as it is.
+
     Raises:
-        UsageError: No such preset, or a value outside its range.
-        InputError: The file cannot be read or holds unknown keys.
+        UsageError: No such preset or field, or a value outside its range.
+        InputError: The file cannot be read, holds unknown keys or such values.
     """
     if recipe is None:
         found = BALANCED
@@ -91,28 +110,34 @@ def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe
         found = load_recipe(Path(recipe))
     else:
         raise UsageError(f"there is no preset {str(recipe)!r}; presets: {', '.join(PRESETS)}.{_near(recipe, PRESETS)}")
-    return replace(found, **{key: value for key, value in changes.items() if value is not None})
+    known = [entry.name for entry in fields(Recipe)]
+    for key in changes:
+        if key not in known:
+            raise UsageError(f"a recipe has no field {key!r}.{_near(key, known)}")
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return replace(found, **{key: value for key, value in given.items() if value is not None})
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a TOML recipe; keys it leaves out come from its preset."""
+    """Read a TOML recipe; keys it leaves out come from its preset.
+
+    Raises:
+        InputError: It cannot be read, is not TOML, or holds unknown keys or values outside their range.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {path} is not TOML: {error}") from error
-    known = {entry.name: entry for entry in fields(Recipe)}
-    for key, value in table.items():
+    known = {entry.name for entry in fields(Recipe)}
+    for key in table:
         if key not in known:
             raise InputError(f"recipe {path}: unknown key {key!r}.{_near(key, known)}")
-        default = getattr(BALANCED, key)
-        wanted = list if isinstance(default, tuple) else type(default)
-        if type(value) is not wanted:
-            raise InputError(f"recipe {path}: {key} takes a {wanted.__name__}, not {value!r}.")
-    if "keep_float" in table:
-        table["keep_float"] = tuple(str(pattern) for pattern in table["keep_float"])
-    return resolve(table.get("preset", "balanced"), **table)
+    try:
+        return resolve(PRESETS.get(str(table.get("preset"))), **table)
+    except UsageError as error:
+        raise InputError(f"recipe {path}: {error}") from error
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -124,8 +149,8 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "[" + ", ".join(json.dumps(str(entry)) for entry in value) + "]"
-    return json.dumps(value)
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _near(word: object, known: Any) -> str:

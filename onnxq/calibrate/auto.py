@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from onnxq.calibrate.observe import count_rows
 from onnxq.calibrate.ranges import RULES
 from onnxq.graph import Layer, Model
 from onnxq.graph.gates import open_gate, with_gates
@@ -31,7 +32,7 @@ SAME = 0.02
 CLEARLY = 0.7
 """The share of the default's error that a candidate may leave."""
 RUNS = 1024
-"""Rows that all trials together run through the model, but for small models and at least one batch."""
+"""Rows that all trials together run through the model, if that is one batch or more."""
 
 Choice = tuple[float, float, str]
 
@@ -96,7 +97,7 @@ def _errors(
     session = Session(gated, config)
     outputs = [spec.name for spec in session.outputs if spec.dtype.startswith("float")]
     errors = {name: [0.0] * len(choices) for name, choices in trials.items()}
-    for done, feeds in enumerate(_some(rows, sum(map(len, errors.values()))), 1):
+    for done, feeds in enumerate(_some(rows, sum(map(len, errors.values()))) if outputs else [], 1):
         wanted = session.run(feeds, outputs)
         for number, (name, choices) in enumerate(trials.items()):
             for index, (low, high, _) in enumerate(choices):
@@ -110,8 +111,9 @@ def _errors(
 
 def _some(rows: Sequence[Feeds], runs: int) -> list[Feeds]:
     """As many evenly spaced batches as may run so often."""
-    most = max(len(value) if value.ndim else 1 for value in rows[0].values()) if rows else 1
-    count = int(np.clip(RUNS // (runs * most), 1, len(rows)))
+    if not rows:
+        return []
+    count = int(np.clip(RUNS // (runs * max(count_rows(rows[0]), 1)), 1, len(rows)))
     return [rows[at] for at in np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 

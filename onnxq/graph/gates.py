@@ -34,6 +34,7 @@ def with_gates(model: ir.Model, readers: Mapping[str, Collection[str]]) -> ir.Mo
     values = value_map(copy)
     shared = [add_constant(copy, name, array) for name, array in open_gate(-1, 1.0, 0, 0).items()]
     copy.graph.inputs.extend(shared)
+    copy.ir_version = max(copy.ir_version, 4)  # before, what has a default cannot be fed
     for number, (name, nodes) in enumerate(readers.items()):
         choice, gate = _gate(copy, values[name], number, shared)
         maker = values[name].producer()

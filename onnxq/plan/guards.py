@@ -42,7 +42,7 @@ def guards(
     found: set[str] = set()
     for unit in units:
         if unit in integer:
-            found.update(_exposed(unit, tensors, fixed) if unit.linear else ())
+            found.update(_exposed(unit, integer, tensors, fixed) if unit.linear else ())
         elif _tempting(unit.node) and unit.inputs and _from_grid(unit.inputs[0], maker, fixed):
             found.update(_to_grid(_result(unit), tensors))
     return tuple(sorted(found))
@@ -53,11 +53,12 @@ def _result(unit: Unit) -> Value:
     return unit.layer.output if unit.layer is not None else unit.output
 
 
-def _exposed(unit: Unit, tensors: frozenset[str], fixed: frozenset[str]) -> Iterator[str]:
+def _exposed(unit: Unit, integer: frozenset[Unit], tensors: frozenset[str], fixed: frozenset[str]) -> Iterator[str]:
     """Where a Sum lets the runtime fuse an integer Gemm or MatMul."""
     result = _result(unit)
     if unit.output is not result:  # an activation is absorbed, if there is a grid to absorb it into
-        if unit.output.name not in tensors and graph.only_user(unit.output) is not None:
+        lost = unit.output.name not in tensors and graph.only_user(unit.output) is not None
+        if lost and not _ends_on_grid(unit.output, integer, tensors):
             yield graph.name_of(result)
         return
     readers = graph.users(result)
@@ -67,7 +68,19 @@ def _exposed(unit: Unit, tensors: frozenset[str], fixed: frozenset[str]) -> Iter
     if result.name not in tensors and len(readers) == len(clips) == 1:
         yield graph.name_of(result)
     else:  # a Relu in front of a QuantizeLinear vanishes, and leaves that as one of several readers
-        yield from (graph.name_of(clip.outputs[0]) for clip in clips if clip.outputs[0].name in tensors)
+        for clip in clips:
+            yield from _to_grid(clip.outputs[0], tensors)
+
+
+def _ends_on_grid(value: Value, integer: frozenset[Unit], tensors: frozenset[str]) -> bool:
+    """Whether `value` is only moved, and then read in integers alone: the runtime moves the QuantizeLinear forward."""
+    while value.name not in tensors:
+        reader = graph.only_user(value)
+        if reader is None or reader.op_type not in MOVES or len(reader.outputs) != 1:
+            return False
+        value = reader.outputs[0]
+    inside = {unit.node for unit in integer}
+    return not value.is_graph_output() and all(reader in inside for reader in graph.users(value))
 
 
 def _tempting(node: Node) -> bool:
