@@ -97,11 +97,15 @@ def _emit_weight(model: Model, layer: Layer, weights: WeightGrid, input_scale: f
     codes = quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
     stored = _dequantized(model, f"{name}.weight", codes, steps, weights.axis, node)
     node.replace_input_with(1, stored)
-    if layer.bias is None:
+    floats = layer.bias
+    if floats is None and node.op_type == "Gemm":  # the runtime would fuse a bare one with a Sum or Transpose behind it
+        floats = np.zeros(layer.channels, np.float32)
+        node.resize_inputs(3)
+    if floats is None:
         return
     bias_steps = (np.float32(input_scale) * steps).astype(np.float32)
     holder = layer.bias_add or node
-    bias_codes = np.clip(np.rint(layer.bias.astype(np.float64) / bias_steps), -(2**31) + 1, 2**31 - 1)
+    bias_codes = np.clip(np.rint(floats.astype(np.float64) / bias_steps), -(2**31) + 1, 2**31 - 1)
     bias_axis = None if bias_steps.ndim == 0 else 0
     bias = _dequantized(model, f"{name}.bias", bias_codes.astype(np.int32), bias_steps, bias_axis, node)
     holder.replace_input_with(_bias_index(layer), bias)

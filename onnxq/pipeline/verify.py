@@ -99,7 +99,7 @@ def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, fixed: bool
     log.stage("Measuring latency")
     feeds = next(iter(rows))
     one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
-    return bench.measure([float_path, path], feeds=one, seconds=0.3, min_rounds=7, seed=seed)
+    return bench.measure([float_path, path], feeds=one, seconds=0.2, min_rounds=7, seed=seed)
 
 
 def _warnings(

@@ -114,8 +114,7 @@ def sums(units: Sequence[Unit], integer: frozenset[Unit]) -> tuple[str, ...]:
     """Float Add nodes to be written as Sum.
 
     The runtime fuses a residual addition and the normalisation behind it into a SkipLayerNormalization that is slower
-    than the two; and a MatMul without a bias and any addition into a Gemm for which it has no integer kernel. (So it
-    does a Gemm without a bias and a Sum: in front of a normalisation, that addition stays an Add.)
+    than the two; and a MatMul without a bias and any addition into a Gemm for which it has no integer kernel.
     """
     maker = makers(list(units))
     found: list[str] = []
@@ -126,17 +125,16 @@ def sums(units: Sequence[Unit], integer: frozenset[Unit]) -> tuple[str, ...]:
             continue
         residual = not unit.constants and len(unit.members) == 1
         normalised = residual and any(_normalises(user) for user in graph.users(unit.output))
-        bare = {_bare_product(maker.get(value), integer) for value in unit.inputs}
-        if "MatMul" in bare or (normalised and "Gemm" not in bare):
+        if normalised or any(_bare_product(maker.get(value), integer) for value in unit.inputs):
             found.append(unit.name)
     return tuple(found)
 
 
-def _bare_product(unit: Unit | None, integer: frozenset[Unit]) -> str:
-    """The operator of an integer layer without a bias whose result has a single reader."""
+def _bare_product(unit: Unit | None, integer: frozenset[Unit]) -> bool:
+    """Whether a unit is an integer MatMul without a bias whose result has a single reader."""
     if unit is None or unit not in integer or unit.layer is None or unit.layer.bias is not None:
-        return ""
-    return unit.node.op_type if graph.only_user(unit.node.outputs[0]) is not None else ""
+        return False
+    return unit.node.op_type == "MatMul" and graph.only_user(unit.node.outputs[0]) is not None
 
 
 def _normalises(node: Node) -> bool:

@@ -20,6 +20,7 @@ LINEAR = """Relu({}) | Clip({}, low, high) | Clip({}, pos, high) | LeakyRelu<alp
     | Mul({}, row) | Mul({}, high) | Gemm({}, square) | Gemm<transB = 1>({}, square, row) | MatMul({}, square)
     | Add(MatMul({}, square), row) | Add({}, {}) | Mul({}, {}) | MatMul({}, {}) | Max({}, {})
     | Gemm(Concat<axis = 1>({}, {}), tall, row)"""
+SEQUENCE = "|".join(op for op in LINEAR.split("|") if not re.search("Gemm|Transpose|Reshape", op))
 CONSTANTS = {
     "low": np.float32(-1),
     "high": np.float32(1.5),
@@ -85,6 +86,12 @@ def test_any_small_network_on_pictures(steps):
 @given(steps=steps(LINEAR))
 def test_any_small_network_of_linear_layers(steps):
     assert_network(build(steps, (6, 6)), (6, 6))
+
+
+@QUICK
+@given(steps=steps(SEQUENCE))
+def test_any_small_network_on_sequences(steps):
+    assert_network(build(steps, (2, 6, 6)), (2, 6, 6))
 
 
 @QUICK

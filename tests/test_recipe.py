@@ -1,0 +1,183 @@
+import tomllib
+from dataclasses import asdict, fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.calibrate.ranges import RULES
+from onnxq.errors import InputError, UsageError
+from onnxq.recipe import BALANCED, FAST, PRESET_NAMES, PRESETS, TARGETS, Recipe, load_recipe, recipe_toml, resolve
+
+BITS = st.integers(2, 8)
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+RECIPES = st.builds(
+    Recipe,
+    preset=st.sampled_from(PRESET_NAMES),
+    target=st.sampled_from(TARGETS),
+    ranges=st.sampled_from(["auto", *RULES]),
+    weight_bits=BITS,
+    activation_bits=BITS,
+    first_last=BITS,
+    residual_bits=BITS,
+    per_channel=st.booleans(),
+    portable=st.booleans(),
+    keep_float=st.lists(TEXT, max_size=3).map(tuple),
+    samples=st.integers(1, 10**9),
+    seed=st.integers(0, 2**40),
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text, name="recipe.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def refusal(error, call, *args, **kwargs):
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@settings(max_examples=200, deadline=None)
+@given(recipe=RECIPES)
+def test_toml_round_trip(recipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipes") / "r.toml"
+    path.write_text(recipe_toml(recipe), encoding="utf-8", newline="")
+    assert load_recipe(path) == recipe
+    assert resolve(str(path)) == resolve(path) == recipe
+
+
+@pytest.mark.parametrize(
+    "pattern", ['quo"te', "back\\slash", "tab\t", "line\nbreak", "\x00\x1f\x7f\x80", "雪 😀", "/a/*[0-9]"]
+)
+def test_patterns_survive_toml(pattern, write):
+    recipe = replace(FAST, keep_float=(pattern, "last"))
+    assert load_recipe(write(recipe_toml(recipe))) == recipe
+
+
+def test_the_file_lists_every_field_in_order():
+    text = recipe_toml(replace(BALANCED, keep_float=("head", "Conv_*"), per_channel=False))
+    assert list(tomllib.loads(text)) == [field.name for field in fields(Recipe)]
+    lines = text.splitlines()
+    assert 'keep_float = ["head", "Conv_*"]' in lines
+    assert "per_channel = false" in lines
+    assert "weight_bits = 8" in lines
+
+
+def test_presets():
+    assert BALANCED == Recipe() == resolve() == resolve("balanced")
+    assert (BALANCED.preset, BALANCED.ranges, BALANCED.weight_bits, BALANCED.samples) == ("balanced", "auto", 8, 512)
+    assert FAST == resolve("fast") == Recipe(preset="fast", ranges="minmax")
+    assert tuple(PRESETS) == PRESET_NAMES
+    for name, preset in PRESETS.items():
+        assert preset.preset == name
+        assert resolve(preset) is not None
+
+
+def test_changes_then_file_then_preset(write):
+    path = write('preset = "fast"\nsamples = 64\nweight_bits = 4\n')
+    found = resolve(path, weight_bits=6, seed=3)
+    assert found == Recipe(preset="fast", ranges="minmax", samples=64, weight_bits=6, seed=3)
+    assert resolve("fast", ranges="mse").ranges == "mse"
+    assert resolve(found, samples=1) == replace(found, samples=1)
+    assert resolve(path) == load_recipe(path) == Recipe(preset="fast", ranges="minmax", samples=64, weight_bits=4)
+    assert load_recipe(write("seed = 5")) == replace(BALANCED, seed=5)
+    assert load_recipe(write("")) == BALANCED
+
+
+def test_none_leaves_a_field_as_it_is():
+    assert resolve("fast", ranges=None, samples=None) == FAST
+    assert resolve("fast", per_channel=False, seed=0) == replace(FAST, per_channel=False)
+
+
+def test_a_list_of_patterns_will_do():
+    assert resolve(keep_float=["a", "b"]).keep_float == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("balancd", "Did you mean 'balanced'?"), ("FAST", ""), ("", ""), ("recipe.tml", "")]
+)
+def test_unknown_presets(name, suggestion):
+    message = refusal(UsageError, resolve, name)
+    assert message.startswith(f"there is no preset {name!r}; presets: fast, balanced.")
+    assert message.endswith(suggestion)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("sampels", "samples"), ("weight-bits", "weight_bits"), ("range", "ranges"), ("zzz", None)]
+)
+def test_unknown_keys(key, near, write):
+    path = write(f"{key} = 3\n")
+    suggestion = f" Did you mean {near!r}?" if near else ""
+    assert refusal(InputError, load_recipe, path) == f"recipe {path}: unknown key {key!r}.{suggestion}"
+    assert refusal(UsageError, resolve, "fast", **{key: 3}) == f"a recipe has no field {key!r}.{suggestion}"
+
+
+WRONG = [
+    ("samples", "5.0", 5.0, "samples takes a whole number, not 5.0."),
+    ("samples", "true", True, "samples takes a whole number, not True."),
+    ("samples", "0", 0, "samples takes 1 or more, not 0."),
+    ("seed", "-1", -1, "seed takes 0 or more, not -1."),
+    ("weight_bits", '"4"', "4", "weight-bits takes a whole number, not '4'."),
+    ("per_channel", "1", 1, "per-channel takes true or false, not 1."),
+    ("ranges", "3", 3, "ranges takes a string, not 3."),
+    ("target", '["cpu"]', ["cpu"], "target takes a string, not"),
+    ("keep_float", '"head"', "head", "keep-float takes a list of strings, not 'head'."),
+    ("keep_float", "[1, 2]", [1, 2], "keep-float takes a list of strings, not (1, 2)."),
+    ("preset", '"fats"', "fats", "preset takes fast, balanced, not 'fats'. Did you mean 'fast'?"),
+    ("preset", "7", 7, "preset takes a string, not 7."),
+    ("preset", '"recipe.toml"', "recipe.toml", "preset takes fast, balanced, not 'recipe.toml'."),
+    ("target", '"cup"', "cup", "target takes auto, cpu, not 'cup'. Did you mean 'cpu'?"),
+    ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),
+    ("ranges", '"min-max"', "min-max", "Did you mean 'minmax'?"),
+    *(
+        (f"{name}", str(bits), bits, f"{name.replace('_', '-')} takes 2 to 8, not {bits}.")
+        for name in ("weight_bits", "activation_bits", "first_last", "residual_bits")
+        for bits in (1, 9, -8)
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value", "message"), WRONG)
+def test_wrong_values_are_refused_wherever_they_come_from(key, text, value, message, write):
+    assert message in refusal(UsageError, resolve, None, **{key: value})
+    path = write(f"{key} = {text}\n")
+    found = refusal(InputError, load_recipe, path)
+    assert found.startswith(f"recipe {path}: ")
+    assert message in found
+    assert refusal(InputError, resolve, path) == found
+    if not isinstance(value, list):
+        assert message in refusal(UsageError, Recipe, **{key: value})
+
+
+@pytest.mark.parametrize("name", ["weight_bits", "activation_bits", "first_last", "residual_bits"])
+def test_bits_from_2_to_8(name):
+    assert [getattr(resolve(**{name: bits}), name) for bits in range(2, 9)] == list(range(2, 9))
+
+
+@pytest.mark.parametrize("ranges", ["auto", *RULES])
+def test_every_rule_is_a_value_of_ranges(ranges):
+    assert resolve(ranges=ranges).ranges == ranges
+
+
+def test_files_that_cannot_be_read(tmp_path, write):
+    missing = tmp_path / "none.toml"
+    assert refusal(InputError, resolve, missing).startswith(f"recipe {missing} cannot be read: ")
+    assert "is not TOML" in refusal(InputError, load_recipe, write("samples = = 3"))
+    broken = tmp_path / "broken.toml"
+    broken.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(InputError, load_recipe, broken)
+    assert "cannot be read" in refusal(InputError, load_recipe, tmp_path)
+
+
+def test_a_recipe_is_plain_data():
+    assert all(isinstance(value, str | int | bool | tuple) for value in asdict(BALANCED).values())
