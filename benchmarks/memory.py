@@ -26,8 +26,9 @@ def write_rows(folder: Path, model: Path, rows: int) -> None:
         "    feeds = {}\n"
         "    for entry in inputs:\n"
         "        shape = [32] + [d if isinstance(d, int) else 64 for d in entry.shape[1:]]\n"
-        "        floats = entry.type == 'tensor(float)'\n"
-        "        feeds[entry.name] = random.normal(size=shape).astype('float32') if floats else np.ones(shape, 'int64')\n"
+        "        ids = np.ones(shape, 'int64')\n"
+        "        floats = random.normal(size=shape).astype('float32')\n"
+        "        feeds[entry.name] = floats if entry.type == 'tensor(float)' else ids\n"
         "    np.savez(f'{folder}/{index:05d}.npz', **feeds)\n"
     )
     finished = run([sys.executable, "-c", program, str(model), str(folder), str(rows)], folder / "write")

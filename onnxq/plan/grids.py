@@ -8,8 +8,9 @@ the runtime drop the activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -157,6 +158,11 @@ class Groups:
         self.parent = {name: name for name in placement.tensors}
         self.bounds: dict[str, tuple[float, float]] = dict.fromkeys(placement.tensors, (-np.inf, np.inf))
         integer = [unit for unit in placement.units if unit in placement.integer]
+        self.lone = {
+            str(value.name): graph.only_user(value) is not None
+            for unit in integer
+            for value in (*unit.inputs, *unit.outputs)
+        }
         for unit in integer:
             if unit.kind != "move":
                 for value in unit.outputs:
@@ -180,20 +186,22 @@ class Groups:
         """The range of the group of `name`."""
         return self.ranges[self.find(name)]
 
+    def _lone(self, roots: Collection[str]) -> bool:
+        """Whether all tensors of these groups have a single reader."""
+        return all(self.lone[name] for name in self.parent if self.find(name) in roots)
+
     def _tie_move(self, unit: Unit) -> None:
         """What moves keeps the grid of where it came from: its values are among those values.
 
         Where only layers behind the move can judge a range, theirs is taken.
         """
-        data = unit.inputs[0]
-        source = self.find(graph.name_of(data))
-        for value in unit.outputs:
-            if value.name not in self.parent:
-                continue
-            moved = self.ranges[self.find(str(value.name))]
-            if moved.judged and not self.ranges[source].judged and len(graph.users(data)) == 1:
-                self.ranges[source] = _clip(moved, *self.bounds[source])
-            self.parent[self.find(str(value.name))] = source
+        source = self.find(graph.name_of(unit.inputs[0]))
+        roots = [self.find(str(value.name)) for value in unit.outputs if value.name in self.parent]
+        moved = reduce(Range.union, (self.ranges[root] for root in roots))
+        if moved.judged and not self.ranges[source].judged and self._lone([source]):
+            self.ranges[source] = _clip(moved, *self.bounds[source])
+        for root in roots:
+            self.parent[root] = source
 
     def _tie_concat(self, unit: Unit) -> None:
         names = [graph.name_of(value) for value in (*unit.inputs, *unit.outputs) if value.name in self.parent]
@@ -211,7 +219,7 @@ class Groups:
     def _joint(self, unit: Unit, roots: list[str]) -> Range:
         """The range of what was concatenated, if layers judged it and nobody else reads the parts; else the union."""
         whole = self.range_of(graph.name_of(unit.output)) if unit.output.name in self.parent else None
-        if whole is not None and whole.judged and all(len(graph.users(value)) == 1 for value in unit.inputs):
+        if whole is not None and whole.judged and self._lone([self.find(str(value.name)) for value in unit.inputs]):
             return whole
         union = self.ranges[roots[0]]
         for root in roots:

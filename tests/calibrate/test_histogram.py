@@ -131,6 +131,20 @@ def test_constants_land_in_one_bin(value):
     assert stats.low == stats.high == stats.mean_low == stats.mean_high == np.float32(value)
 
 
+def test_the_largest_value_that_fits_lands_in_the_last_bin():
+    for seed in range(40):
+        histogram = Histogram("x")
+        histogram.add(np.random.default_rng(seed).uniform(0.1, 9, 1).astype(np.float32))
+        limit = 2 * histogram.stats().limit
+        most = np.float32(limit)
+        if float(most) > limit:
+            most = np.nextafter(most, np.float32(0))
+        histogram.add(np.array([most, -most]))
+        stats = histogram.stats()
+        assert stats.limit == limit
+        assert stats.counts[-1] == stats.counts[0] == 1
+
+
 def test_values_too_small_for_bins_count_as_zero():
     stats = collected([[1e-38, -1e-40, 1e-44]])
     assert stats.limit == 0.0

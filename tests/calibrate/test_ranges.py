@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxq.calibrate.density import Density
 from onnxq.calibrate.histogram import Histogram
 from onnxq.calibrate.ranges import RULES, AveragedMinMax, Distance, Entropy, MinMax, Percentile
 from onnxq.grid import Grid, fake_quantize
@@ -111,13 +112,34 @@ def test_mae_ignores_how_far_outliers_are_and_mse_does_not(grid):
         assert highs["mae"][0] == pytest.approx(2.41, rel=0.05)
 
 
-def test_a_step_may_be_narrower_than_a_bin():
+@pytest.mark.parametrize("zeros", [0, 600_000])
+def test_a_step_may_be_narrower_than_a_bin(zeros):
     """An outlier makes the bins wide; the error within them is integrated, not taken at their centres."""
-    x = np.concatenate([np.random.default_rng(1).normal(size=60_000), [400.0]]).astype(np.float32)
+    normal = np.random.default_rng(1).normal(size=60_000)
+    x = np.concatenate([normal, [400.0], np.zeros(zeros)]).astype(np.float32)
     stats = stats_of(x)
     low, high = Distance(1)(stats, EIGHT)
     assert (high - low) / 255 < 2 * stats.limit / len(stats.counts)
-    assert error(x, low, high, EIGHT, 1) <= 1.05 * brute_force(x, EIGHT, 1)
+    assert error(x, low, high, EIGHT, 1) <= 1.05 * brute_force(x[:60_001], EIGHT, 1) * 60_001 / len(x)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 0.9), (-0.31, 0.05), (-0.01, 1.0), (0.0, 0.4), (-0.7, 0.0)])
+def test_the_error_of_a_histogram_is_that_of_values_spread_over_its_bins(grid, power, low, high):
+    counts = np.array([3.0, 1.0, 4.0, 7.0, 9.0, 2.0, 6.0, 5.0])
+    stats = replace(stats_of([0.0, 1.0]), low=-0.95, high=0.85, limit=1.0, counts=counts)
+    spread = (np.arange(2000) + 0.5) / 2000
+    edges = np.clip(np.linspace(-1, 1, 9), stats.low, stats.high)
+    scale, zero = grid.from_range(low, high)
+    wanted = sum(
+        count * np.mean(np.abs(x - fake_quantize(x, scale, zero, grid)).astype(np.float64) ** power)
+        for at, count in enumerate(counts)
+        if at not in (3, 4)  # the bins at zero
+        for x in [np.float32(edges[at] + spread * (edges[at + 1] - edges[at]))]
+    )
+    found = Density(stats).error(np.array([low, -0.5]), np.array([high, 0.5]), grid, power)
+    assert found[0] == pytest.approx(wanted, rel=2e-3)
 
 
 @pytest.mark.parametrize("rule", ["mse", "mae", "entropy"])

@@ -184,9 +184,11 @@ def test_seven_bits_never_saturate():
     assert shares(made, [LOUD], bits=7) == {}
 
 
-def test_narrow_activations_never_saturate():
+@pytest.mark.parametrize("bits", [7, 6, 4])
+def test_narrow_activations_never_saturate(bits):
+    """Values beyond their range are cut off at the highest of their own codes."""
     made = model(LINEAR["MatMul"][0], w=np.ones((9, 5), np.float32))
-    assert shares(made, [LOUD], tensor_bits=6) == {}
+    assert shares(made, [{"x": 100 * LOUD["x"]}], tensor_bits=bits) == {}
 
 
 @pytest.mark.parametrize(("codes_of_pair", "saturates"), [((127, 1), False), ((127, 2), True), ((127, -127), False)])

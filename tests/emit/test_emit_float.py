@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emitting import assert_good, kernels, quantized, sqnr
-from helpers import model, weights
+from helpers import model, run, weights
 
 from onnxq import graph
 from onnxq.emit import emit
@@ -182,3 +182,23 @@ def test_a_layer_and_a_residual_are_fused_only_where_that_stays_integer(rows, be
     _, _, ran = assert_good(m, {"x": weights(4, 8, seed=5), "r": weights(4, 8, seed=6)})
     assert {"QGemm", "MatMulIntegerToFloat", "QLinearMatMul"} & set(ran)
     assert not {"Gemm", "FusedGemm", "MatMul"} & set(ran)
+
+
+def test_float_nodes_read_what_is_still_float():
+    text = "g (float[2,8] x, float[8,8] w, float[8] b) => (float[2,8] y, float[2,8] t, float[2,8] z)"
+    body = "t = Tanh(x) h = Gemm(x, w, b) y = Exp(h) z = Gemm(h, w, b)"
+    m, feeds = model(f"{text} {{ {body} }}", w=weights(8, 8) / 3, b=weights(8)), {"x": weights(2, 8, seed=5)}
+    plan, emitted, _ = assert_good(m, feeds)
+    np.testing.assert_array_equal(run(emitted, feeds)["t"], run(m, feeds)["t"])
+    assert not plan.tensors["h"].everywhere
+    h = graph.value_map(emitted)["h"]
+    assert {node.op_type for node in graph.users(h)} == {"Exp", "Sum"}  # the Sum leads to the grid
+
+
+def test_float_nodes_read_the_grid_where_nothing_else_is_left():
+    text = f"g ({IMAGE}) => (float[2,4,p,q] y, float[2,6,6,6] z)"
+    m = model(f"{text} {{ h = Conv(x, w) z = Tanh(h) y = Conv(h, u) }}", **CONSTANTS)
+    plan, emitted, _ = assert_good(m, FEEDS)
+    assert plan.tensors["h"].everywhere
+    tanh = next(graph.nodes(emitted, "Tanh"))
+    assert graph.producer(tanh.inputs[0], "DequantizeLinear") is not None

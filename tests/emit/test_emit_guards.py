@@ -5,7 +5,7 @@ import pytest
 from emitting import assert_good, stored
 from helpers import model, weights
 
-LAYERS = {"MatMul": "h = MatMul(x, w)", "MatMul and bias": "g0 = MatMul(x, w) h = Add(b, g0)", "Gemm": "h = Gemm(x, w)"}
+LAYERS = {"MatMul and bias": "g0 = MatMul(x, w) h = Add(b, g0)", "Gemm": "h = Gemm(x, w)"}
 ACTIVATIONS = {
     "none": "",
     "Relu": "i = Relu(h)",

@@ -80,6 +80,19 @@ def test_a_chain_of_convolutions_stays_in_integers():
     assert ran.count("QuantizeLinear") == ran.count("DequantizeLinear") == 1
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_free_sizes_change_nothing(batch):
+    text = """g (float[n,3,height,width] x, float[6,3,3,3] w, float[6] b, float[6,4] v) => (float[n,4] y) {
+        h = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(h) p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
+        q = GlobalAveragePool(p) f = Flatten(q) y = MatMul(f, v)
+    }"""
+    m = model(text, w=weights(6, 3, 3, 3), b=weights(6), v=weights(6, 4))
+    _, emitted, ran = assert_good(m, {"x": weights(2, 3, 8, 10, seed=5)}, least=20)
+    assert {"QLinearConv", "NhwcMaxPool", "QLinearGlobalAveragePool"} <= set(ran)
+    assert not {"Conv", "MatMul", "MaxPool"} & set(ran)
+    assert run(emitted, {"x": weights(batch, 3, 6, 5)}, optimize="all")["y"].shape == (batch, 4)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", [None, (6,), (1, 6), (1,), ()])
 @pytest.mark.parametrize("relu", [False, True])

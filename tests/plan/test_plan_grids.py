@@ -5,7 +5,7 @@ from planning import given, planned
 
 from onnxq import graph
 from onnxq.grid import Grid
-from onnxq.plan import Precision, Range, place
+from onnxq.plan import Precision, Range, make_plan, place
 
 UNSIGNED = Grid(8, signed=False, symmetric=False)
 IMAGE = "float[1,3,8,8] x, float[4,3,3,3] w, float[4,4,1,1] u, float[4,8,1,1] v, float z, float six"
@@ -215,3 +215,49 @@ def test_a_plan_says_what_it_is_for():
     assert found.source == graph.digest(made)
     assert found.integer == ("a", "b")
     assert found.skipped == {"t": "the runtime has no integer kernel for Tanh"}
+
+
+SPLIT = """g (float[1,3,8,8] x, float[4,3,3,3] w, int64[2] n, float[4,2,1,1] u) => (float y, float z) {
+    h = Conv(x, w) i, j = Split<axis = 1>(h, n) y = Conv(i, u) z = Conv(j, u)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("judged", "expected"), [({"i", "j"}, (-5, 7)), ({"i"}, (-9, 9)), (set(), (-9, 9)), ({"h", "i", "j"}, (-9, 9))]
+)
+def test_ranges_judged_behind_a_split_are_taken_together(judged, expected):
+    made = model(SPLIT, w=CONSTANTS["w"], n=np.asarray([2, 2]), u=weights(4, 2, 1, 1))
+    placement = place(made)
+    ends_of = {"x": (-1, 1), "h": (-9, 9), "i": (-1, 7), "j": (-5, 2), "y": (-1, 1), "z": (-1, 1)}
+    ranges = {name: Range(*ends_of[name], "given", name in judged) for name in placement.tensors}
+    found = make_plan(made, placement, ranges).tensors
+    assert same(found["h"], found["i"], found["j"])
+    assert ends(found["h"]) == expected
+
+
+@pytest.mark.parametrize(("skip", "expected"), [("", (-1, 2)), ("k = LeakyRelu(h) o = Conv(k, u)", (-9, 9))])
+def test_a_range_judged_behind_moves_does_not_clip_what_others_read(skip, expected):
+    body = (
+        """h = Conv(x, w) i = MaxPool<kernel_shape = [2, 2]>(h) j = Transpose<perm = [0, 1, 3, 2]>(i) y = Conv(j, u)"""
+    )
+    made = cnn(f"{body} {skip}", "float y, float o" if skip else "float y")
+    ends_of = dict.fromkeys(("x", "y", "o", "k"), (-3, 3)) | {"h": (-9, 9), "i": (-8, 9), "j": (-1, 2)}
+    placement = place(made)
+    ranges = {name: Range(*ends_of[name], "given", name == "j") for name in placement.tensors}
+    found = make_plan(made, placement, ranges).tensors
+    assert same(found["h"], found["i"], found["j"])
+    assert ends(found["j"]) == expected
+
+
+@pytest.mark.parametrize(("skip", "expected"), [("", (-2, 3)), ("o = Conv(p, u)", (-9, 8))])
+def test_a_range_judged_behind_a_concat_does_not_clip_what_others_read(skip, expected):
+    body = (
+        "p = Conv(x, w) m = MaxPool<kernel_shape = [1, 1]>(p) q = Conv(x, w) c = Concat<axis = 1>(m, q) y = Conv(c, v)"
+    )
+    made = cnn(f"{body} {skip}", "float y, float o" if skip else "float y")
+    ends_of = dict.fromkeys(("x", "y", "o"), (-3, 3)) | {"p": (-9, 4), "m": (-9, 4), "q": (-5, 8), "c": (-2, 3)}
+    placement = place(made)
+    ranges = {name: Range(*ends_of[name], "given", name == "c") for name in placement.tensors}
+    found = make_plan(made, placement, ranges).tensors
+    assert same(found["p"], found["q"], found["c"])
+    assert ends(found["c"]) == expected
