@@ -169,6 +169,7 @@ def bad_model(folder, content):
         (["quantize", "{cnn}", "--data", "{data}", "--mean", "a"], 2, ["'a'"]),
         (["quantize", "{cnn}", "--data", "{data}", "-o", "{cnn}"], 2, ["is the input model"]),
         (["quantize", "{cnn}", "--data", "{data}", "-o", "{tmp}/no/out.onnx"], 6, ["folder", "does not exist"]),
+        (["quantize", "{cnn}", "--data", "{data}", "--save-plan", "{tmp}/no/p.json"], 6, ["folder", "does not exist"]),
         (["quantize", "{cnn}", "--data", "{wrong}"], 3, ["image", "32"]),
         (["quantize", "{relu}", "--data", "{data}"], 4, ["nothing to quantize"]),
         (["quantize", "{cnn}", "--data", "{data}", "--recipe", "{bad_recipe}"], 3, ["unknown key", "Did you mean"]),

@@ -63,6 +63,8 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     target = output or model.with_name(f"{model.stem}.int8.onnx")
     if not options["dry_run"]:
         require_writable(target, model)
+        if options["save_plan"] is not None:
+            require_writable(options["save_plan"], model)
     with terminal_log(options["quiet"] or options["as_json"]) as log:
         result = _quantize(model, data, options, log)
         if not options["dry_run"]:

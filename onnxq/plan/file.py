@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.errors import InputError
+from onnxq import graph
+from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
 from onnxq.types import QuantPlan, TensorGrid, WeightGrid
 
@@ -62,8 +63,12 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
 
 
 def save_plan(plan: QuantPlan, path: Path) -> None:
-    """Write the plan file."""
-    path.write_text(plan_to_json(plan), encoding="utf-8")
+    """Write the plan file, whole or not at all; `EnvironmentFault` when that cannot be done."""
+    try:
+        with graph.atomic_path(path) as temporary:
+            temporary.write_text(plan_to_json(plan), encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def load_plan(path: Path) -> QuantPlan:

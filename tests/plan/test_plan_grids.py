@@ -173,6 +173,9 @@ def test_where_readers_disagree_the_larger_number_of_bits_holds():
     made = cnn(body)
     found = given(made, dict.fromkeys(place(made).tensors, (-1, 1)), Precision(activation_bits=4))
     assert found.tensors["h"].bits == 8  # the last layer reads it as well
+    early = cnn("[one] h = Conv(x, w) [two] i = Conv(x, w) s = Add(h, i) [three] y = Conv(s, u)")
+    found = given(early, dict.fromkeys(place(early).tensors, (-1, 1)), Precision(activation_bits=4))
+    assert found.tensors["x"].bits == 8  # the first layer read it, too
 
 
 def test_narrow_layers_get_7_bits():
