@@ -50,7 +50,7 @@ from onnxq.graph.look import (
     users,
     value_map,
 )
-from onnxq.graph.slices import cut_at_codes, layers_model, with_outputs
+from onnxq.graph.slices import cut_at_codes, with_outputs
 
 __all__ = [
     "LAYER_OPS",
@@ -79,7 +79,6 @@ __all__ = [
     "infer_shapes",
     "input_specs",
     "layer_of",
-    "layers_model",
     "lift_constants",
     "load",
     "lowest_ir_version",

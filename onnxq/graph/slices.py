@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxq.graph.layers import Layer
 from onnxq.graph.look import name_of, value_map
 
 
@@ -58,38 +57,3 @@ def cut_at_codes(model: ir.Model) -> tuple[ir.Model, dict[str, str]]:
         copy.graph.outputs.append(codes)
         entries[name_of(codes)] = name_of(entry)
     return copy, entries
-
-
-def layers_model(model: ir.Model, layers: Sequence[Layer]) -> ir.Model:
-    """A model of nothing but `layers`, which all read the same value; it returns their outputs."""
-    source = layers[0].data
-    entry = ir.Value(name=name_of(source), type=ir.TensorType(ir.DataType.FLOAT))
-    made: dict[ir.Value, ir.Value] = {source: entry}
-    nodes: list[ir.Node] = []
-    stored: dict[ir.Value, ir.Value] = {}
-    for layer in layers:
-        members = [layer.node, *([layer.bias_add] if layer.bias_add is not None else [])]
-        nodes.extend(_copy(node, made, stored) for node in members)
-    outputs = [made[layer.output] for layer in layers]
-    graph = ir.Graph(
-        [entry],
-        outputs,
-        nodes=nodes,
-        initializers=list(stored.values()),
-        opset_imports=model.opset_imports,
-        name="layers",
-    )
-    return ir.Model(graph, ir_version=model.ir_version)
-
-
-def _copy(node: ir.Node, made: dict[ir.Value, ir.Value], stored: dict[ir.Value, ir.Value]) -> ir.Node:
-    inputs: list[ir.Value | None] = []
-    for value in node.inputs:
-        if value is not None and value not in made and value not in stored:
-            stored[value] = ir.Value(
-                name=name_of(value), shape=value.shape, type=value.type, const_value=value.const_value
-            )
-        inputs.append(None if value is None else made.get(value) or stored[value])
-    output = ir.Value(name=name_of(node.outputs[0]), type=ir.TensorType(ir.DataType.FLOAT))
-    made[node.outputs[0]] = output
-    return ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=[output], name=node.name)

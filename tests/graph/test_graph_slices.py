@@ -53,27 +53,6 @@ def test_a_copy_shares_its_weights():
     assert graph.value_map(copy)["w"].const_value is graph.value_map(m)["w"].const_value
 
 
-def test_layers_alone_compute_what_they_did():
-    m, layers = pair()
-    before = graph.to_bytes(m)
-    alone = graph.layers_model(m, layers)
-    assert ops(alone) == ["MatMul", "Add", "Gemm"]
-    assert [spec[0] for spec in graph.input_specs(alone)] == ["h"]
-    assert_same_outputs(run(m, {"x": X}), run(alone, {"h": np.maximum(X, 0)}))
-    assert graph.to_bytes(m) == before
-
-
-def test_layers_may_share_a_weight():
-    m = model(
-        "g (float[n,4] x, float[4,4] w) => (float[n,4] y, float[n,4] z) { y = MatMul(x, w) z = Gemm(x, w) }",
-        w=weights(4, 4),
-    )
-    layers = [graph.layer_of(node) for node in m.graph]
-    alone = graph.layers_model(m, layers)
-    assert list(alone.graph.initializers) == ["w"]
-    assert_same_outputs(run(m, {"x": X}), run(alone, {"x": X}))
-
-
 def test_cutting_at_codes_gives_islands():
     constants = {"s": np.float32(0.1), "z": np.uint8(100), "t": np.float32(0.05), "k": np.int8(-100)}
     m = model(QDQ, **constants)
