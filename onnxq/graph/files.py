@@ -160,14 +160,6 @@ def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         ) from error
 
 
-def convert_opset(model: ir.Model, version: int) -> ir.Model:
-    """A copy of `model` in operator set `version`; raises `UnsupportedError` where onnx has no adapter."""
-    try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), version))
-    except Exception as error:
-        raise UnsupportedError(f"opset {opset(model)} cannot be converted to {version}: {_one_line(error)}") from error
-
-
 def lowest_ir_version(model: ir.Model) -> int:
     """The oldest IR version that goes with the model's operator set."""
     return IR_VERSIONS.get(opset(model), model.ir_version)

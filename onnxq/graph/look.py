@@ -57,11 +57,6 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return uses[0].node if uses[0].node.graph is value.graph else None
 
 
-def in_subgraph(node: ir.Node, model: ir.Model) -> bool:
-    """Whether `node` lives in the body of an If, Loop or Scan."""
-    return node.graph is not model.graph
-
-
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The node that makes `value`, if it is of one of `op_types` (of any type when none are given)."""
     node = value.producer() if value is not None else None

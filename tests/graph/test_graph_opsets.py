@@ -105,21 +105,6 @@ def test_old_models_with_external_weights_are_converted(tmp_path):
     np.testing.assert_array_equal(graph.constant(graph.value_map(loaded)["w"]), weights(5, 3, 1, 1))
 
 
-def test_a_model_can_be_raised_to_a_newer_opset(tmp_path):
-    onnx.save(proto("g (float[2,4] x) => (float[2,1] y) { y = ReduceMean<axes = [1]>(x) }", 13), tmp_path / "m.onnx")
-    old = graph.load(tmp_path / "m.onnx")
-    new = graph.convert_opset(old, 18)
-    assert (graph.opset(old), graph.opset(new)) == (13, 18)
-    x = weights(2, 4)
-    assert_same_outputs(run(old, {"x": x}), run(new, {"x": x}))
-
-
-def test_a_conversion_onnx_does_not_know_is_refused(tmp_path):
-    onnx.save(proto("g (float[2,4] x) => (float[2,4] y) { y = Gelu(x) }", 20), tmp_path / "m.onnx")
-    with pytest.raises(UnsupportedError, match="opset 20 cannot be converted to 13"):
-        graph.convert_opset(graph.load(tmp_path / "m.onnx"), 13)
-
-
 @pytest.mark.parametrize(("opset", "expected"), [(13, 7), (15, 8), (19, 9), (21, 10), (25, 13)])
 def test_the_lowest_file_format_of_an_opset(tmp_path, opset, expected):
     onnx.save(proto("g (float[4] x) => (float[4] y) { y = Relu(x) }", opset), tmp_path / "m.onnx")
