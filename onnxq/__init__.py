@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxq.calibrate import Preprocess
     from onnxq.errors import OnnxqError
     from onnxq.graph import load
-    from onnxq.pipeline import QuantizedModel, evaluate, inspect, quantize, simplify
+    from onnxq.pipeline import QuantizedModel, evaluate, inspect, quantize, reparam, simplify
     from onnxq.recipe import PRESETS, Recipe
 
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "inspect": "onnxq.pipeline",
     "load": "onnxq.graph",
     "quantize": "onnxq.pipeline",
+    "reparam": "onnxq.pipeline",
     "simplify": "onnxq.pipeline",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "inspect",
     "load",
     "quantize",
+    "reparam",
     "simplify",
 ]
 

@@ -2,7 +2,7 @@
 
 from onnxq.bench.coverage import coverage, foreign_coverage, kernels
 from onnxq.bench.fidelity import Score, compare, gap_in_steps, top1
-from onnxq.bench.inputs import make_feeds, parse_shapes
+from onnxq.bench.inputs import fixed_batch, make_feeds, parse_shapes
 from onnxq.bench.latency import measure
 from onnxq.bench.macs import float_macs, matrix_tensors
 from onnxq.bench.stats import mcnemar, ratio_interval, wilson
@@ -11,6 +11,7 @@ __all__ = [
     "Score",
     "compare",
     "coverage",
+    "fixed_batch",
     "float_macs",
     "foreign_coverage",
     "gap_in_steps",

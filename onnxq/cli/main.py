@@ -18,6 +18,7 @@ from onnxq.cli.benchmark import benchmark
 from onnxq.cli.evaluate import evaluate
 from onnxq.cli.inspect import inspect
 from onnxq.cli.quantize import quantize
+from onnxq.cli.reparam import reparam
 from onnxq.cli.simplify import simplify
 from onnxq.errors import OnnxqError
 from onnxq.version import __version__
@@ -34,7 +35,7 @@ def group() -> None:
     """
 
 
-for command in (quantize, benchmark, evaluate, inspect, simplify):
+for command in (quantize, benchmark, evaluate, inspect, simplify, reparam):
     group.add_command(command)
 
 

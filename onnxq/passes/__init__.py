@@ -1,6 +1,6 @@
 """Rewrites that keep what the model computes, one per file, and the guard under which they run."""
 
-from onnxq.passes.base import Applied, Pass, apply, difference
+from onnxq.passes.base import Pass, apply, difference
 from onnxq.passes.drop_identity import DropIdentity
 from onnxq.passes.fold_batch_norm import FoldBatchNorm
 from onnxq.passes.fold_constants import FoldConstants
@@ -10,21 +10,35 @@ from onnxq.passes.mean_to_pool import MeanToPool
 from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
 
-DEFAULT: tuple[Pass, ...] = (
-    FoldConstants(),
-    DropIdentity(),
-    FoldPad(),
-    NormalizeGemm(),
-    FoldBatchNorm(),
-    FuseBranches(floor_db=32.0),
-    NormToConv(),
-    MeanToPool(),
-)
+FLOOR_DB = 32.0
+"""Parallel branches are fused where 8 bits hold the fused kernel this well."""
+
+
+def rewrites(floor_db: float | None = FLOOR_DB, equalize: bool = False) -> tuple[Pass, ...]:
+    """The passes in their order.
+
+    Args:
+        floor_db: See `FuseBranches`.
+        equalize: Equalise the channels of neighbouring layers, too.
+    """
+    return (
+        FoldConstants(),
+        DropIdentity(),
+        FoldPad(),
+        NormalizeGemm(),
+        FoldBatchNorm(),
+        FuseBranches(floor_db),
+        NormToConv(),
+        MeanToPool(),
+    )
+
+
+DEFAULT = rewrites()
 """What every model goes through before it is quantized."""
 
 __all__ = [
     "DEFAULT",
-    "Applied",
+    "FLOOR_DB",
     "DropIdentity",
     "FoldBatchNorm",
     "FoldConstants",
@@ -36,4 +50,5 @@ __all__ = [
     "Pass",
     "apply",
     "difference",
+    "rewrites",
 ]

@@ -8,7 +8,6 @@ outputs disagree are the passes repeated one at a time on a copy, to find the on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from onnxq import graph
 from onnxq.errors import DataError, ModelError, OnnxqError, RewriteError
 from onnxq.runtime import Level, Session, SessionConfig
-from onnxq.types import Array, Feeds
+from onnxq.types import Applied, Array, Feeds
 
 NOISE_FACTOR = 10.0
 """A difference below this multiple of what the runtime's own optimiser makes is rounding, not an error."""
@@ -32,24 +31,6 @@ class Pass(Protocol):
     def refused(self, model: graph.Model) -> Mapping[str, str]:
         """Nodes of `model` that the pass would handle but must leave as they are: node name -> reason."""
         return {}
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What one pass did.
-
-    Attributes:
-        name: The pass.
-        count: Rewrites made.
-        refused: Node name -> why it was left as it is.
-        gap: Largest change of any output over all passes, relative to the output's range; None when not
-            measured.
-    """
-
-    name: str
-    count: int
-    refused: Mapping[str, str]
-    gap: float | None = None
 
 
 def apply(

@@ -2,7 +2,8 @@
 
 from onnxq.pipeline.contents import inspect
 from onnxq.pipeline.prepare import Prepared, prepare
-from onnxq.pipeline.run import QuantizedModel, quantize, simplify
+from onnxq.pipeline.rewrite import reparam, simplify
+from onnxq.pipeline.run import QuantizedModel, quantize
 from onnxq.pipeline.score import evaluate
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "inspect",
     "prepare",
     "quantize",
+    "reparam",
     "simplify",
 ]

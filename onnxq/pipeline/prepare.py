@@ -11,9 +11,9 @@ from pathlib import Path
 from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
-from onnxq.passes.base import Applied, difference
+from onnxq.passes.base import Pass, difference
 from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Array, Feeds, InputSpec, Log, Silence
+from onnxq.types import Applied, Array, Feeds, InputSpec, Log, Rewriting, Silence
 
 PROBE_ROWS = 2
 PROBE_TOLERANCE = 1e-3
@@ -30,6 +30,8 @@ class Prepared:
         original: The graph as loaded, without any rewrite.
         passes: What each rewrite did.
         simplified: None, or why simplification was left out.
+        gap: Largest difference of any output to the original's on the probe, relative to the output's range; None
+            without a probe.
     """
 
     path: Path
@@ -37,6 +39,12 @@ class Prepared:
     original: Model
     passes: tuple[Applied, ...]
     simplified: str | None
+    gap: float | None = None
+
+    def summary(self, output: Path) -> Rewriting:
+        """The same as a value for reports, written to `output`."""
+        before, after = (sum(1 for _ in graph.nodes(model)) for model in (self.original, self.model))
+        return Rewriting(str(self.path), str(output), before, after, self.gap, self.passes, self.simplified)
 
 
 def load_float(path: str | Path) -> Model:
@@ -60,7 +68,11 @@ def model_inputs(model: Model) -> list[InputSpec]:
 
 
 def prepare(
-    path: str | Path, model: Model, probing: Callable[[], Feeds] | None = None, log: Log = Silence()
+    path: str | Path,
+    model: Model,
+    probing: Callable[[], Feeds] | None = None,
+    log: Log = Silence(),
+    rewrites: Sequence[Pass] = passes.DEFAULT,
 ) -> Prepared:
     """Simplify and normalise a loaded model, and check on a small batch that it still computes the same.
 
@@ -69,6 +81,7 @@ def prepare(
         model: As `load_float` gave it; left as it is.
         probing: Gives that batch, while the simplifier works in its own process; None trusts the rewrites.
         log: Told what was left out.
+        rewrites: The passes that follow simplification.
     """
     log.stage("Simplifying")
     with ThreadPoolExecutor(1) as pool:
@@ -79,27 +92,31 @@ def prepare(
     if reason is not None:
         log.warn(reason)
         simplified = model.clone()
-    rewritten, applied = _rewrite(simplified, None)
-    if before is not None and probe is not None and _mismatch(rewritten, probe, before):
-        wrong = _mismatch(simplified, probe, before)
+    rewritten, applied = _rewrite(simplified, rewrites, None)
+    gap = None
+    if before is not None and probe is not None:
+        gap, wrong = _mismatch(rewritten, probe, before)
         if wrong:
-            reason = f"simplification changed the model ({wrong}); continuing without it"
-            log.warn(reason)
-            simplified = model.clone()
-        rewritten, applied = _guarded(simplified, probe, log)
-    return Prepared(Path(path), rewritten, model, tuple(applied), reason)
+            gap, wrong = _mismatch(simplified, probe, before)
+            if wrong:
+                reason = f"simplification changed the model ({wrong}); continuing without it"
+                log.warn(reason)
+                simplified = model.clone()
+            rewritten, applied = _guarded(simplified, rewrites, probe, log)
+            gap, _ = _mismatch(rewritten, probe, before)
+    return Prepared(Path(path), rewritten, model, tuple(applied), reason, gap)
 
 
-def _rewrite(model: Model, probe: Feeds | None) -> tuple[Model, Sequence[Applied]]:
+def _rewrite(model: Model, rewrites: Sequence[Pass], probe: Feeds | None) -> tuple[Model, Sequence[Applied]]:
     rewritten = model.clone()
     graph.lift_constants(rewritten)
-    return rewritten, passes.apply(rewritten, passes.DEFAULT, probe)
+    return rewritten, passes.apply(rewritten, rewrites, probe)
 
 
-def _guarded(model: Model, probe: Feeds, log: Log) -> tuple[Model, Sequence[Applied]]:
+def _guarded(model: Model, rewrites: Sequence[Pass], probe: Feeds, log: Log) -> tuple[Model, Sequence[Applied]]:
     """The rewrites one by one, as far as they keep the outputs."""
     try:
-        return _rewrite(model, probe)
+        return _rewrite(model, rewrites, probe)
     except RewriteError as error:
         log.warn(str(error))
         plain = model.clone()
@@ -111,13 +128,13 @@ def _outputs(model: Model, probe: Feeds) -> dict[str, Array]:
     return Session(model, SessionConfig(optimize="basic")).run(probe)
 
 
-def _mismatch(model: Model, probe: Feeds, before: Mapping[str, Array]) -> str:
-    """What differs from the outputs `before`, or an empty string."""
+def _mismatch(model: Model, probe: Feeds, before: Mapping[str, Array]) -> tuple[float | None, str]:
+    """The gap to the outputs `before` (None when the model does not run), and what is wrong, or an empty string."""
     try:
         gap, where = difference(before, _outputs(model, probe))
     except ModelError as error:
-        return str(error)
-    return f"{where} by {gap:.2g} of its range" if gap > PROBE_TOLERANCE else ""
+        return None, str(error)
+    return gap, f"{where} by {gap:.2g} of its range" if gap > PROBE_TOLERANCE else ""
 
 
 def probe_of(batches: Iterable[Feeds], fixed: bool) -> Feeds:

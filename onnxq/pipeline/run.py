@@ -242,9 +242,3 @@ def _provenance(path: Path, settings: Recipe, data: Mapping[str, object]) -> dic
         "onnxq.data": json.dumps(data, sort_keys=True, default=str),
         "onnxq.runtime": runtime.version(),
     }
-
-
-def simplify(model: str | Path, *, log: Log = Silence()) -> Prepared:
-    """Load a float model, simplify it and fold what can be folded; the result computes the same."""
-    loaded = load_float(model)
-    return prepare(model, loaded, None, log)

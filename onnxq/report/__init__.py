@@ -7,6 +7,7 @@ from onnxq.report.document import (
     quantize_document,
     to_json,
 )
+from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.terminal import (
     print_benchmark,
     print_evaluation,
@@ -22,6 +23,8 @@ __all__ = [
     "print_evaluation",
     "print_inspection",
     "print_quantize",
+    "print_reparam",
     "quantize_document",
+    "reparam_document",
     "to_json",
 ]

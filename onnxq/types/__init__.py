@@ -25,8 +25,10 @@ from onnxq.types.results import (
     Summary,
     Verdict,
 )
+from onnxq.types.rewriting import Applied, Rewriting
 
 __all__ = [
+    "Applied",
     "Array",
     "Coverage",
     "Dataset",
@@ -43,6 +45,7 @@ __all__ = [
     "Log",
     "Observations",
     "QuantPlan",
+    "Rewriting",
     "Silence",
     "Summary",
     "TensorGrid",
