@@ -1,14 +1,26 @@
 """Rewrites that keep what the model computes, one per file, and the guard under which they run."""
 
 from onnxq.passes.base import Pass, apply, difference
+from onnxq.passes.channels_first import ChannelsFirst
 from onnxq.passes.drop_identity import DropIdentity
+from onnxq.passes.equalize import Equalize
+from onnxq.passes.fold_attention_scale import FoldAttentionScale
 from onnxq.passes.fold_batch_norm import FoldBatchNorm
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_pad import FoldPad
+from onnxq.passes.fold_scale import FoldScale
+from onnxq.passes.fuse_activations import FuseActivations
 from onnxq.passes.fuse_branches import FuseBranches
+from onnxq.passes.fuse_gelu import FuseGelu
+from onnxq.passes.fuse_layer_norm import FuseLayerNorm
+from onnxq.passes.fuse_sequential import FuseSequential
 from onnxq.passes.mean_to_pool import MeanToPool
+from onnxq.passes.merge_groups import MergeGroups
+from onnxq.passes.migrate import MigrateNorms
 from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
+from onnxq.passes.pool_to_conv import PoolToConv
+from onnxq.passes.transpose_to_depth import TransposeToDepth
 
 FLOOR_DB = 32.0
 """Parallel branches are fused where 8 bits hold the fused kernel this well."""
@@ -19,17 +31,30 @@ def rewrites(floor_db: float | None = FLOOR_DB, equalize: bool = False) -> tuple
 
     Args:
         floor_db: See `FuseBranches`.
-        equalize: Equalise the channels of neighbouring layers, too.
+        equalize: Equalise the channels of neighbouring layers, too: for weights with one step per tensor.
     """
     return (
         FoldConstants(),
+        DropIdentity(),
+        ChannelsFirst(),
         DropIdentity(),
         FoldPad(),
         NormalizeGemm(),
         FoldBatchNorm(),
         FuseBranches(floor_db),
+        FoldBatchNorm(),
+        FoldScale(),
+        FuseSequential(),
+        FoldAttentionScale(),
         NormToConv(),
+        FuseLayerNorm(),
+        FuseGelu(),
+        FuseActivations(),
         MeanToPool(),
+        PoolToConv(),
+        TransposeToDepth(),
+        MergeGroups(),
+        *((Equalize(),) if equalize else ()),
     )
 
 
@@ -39,15 +64,27 @@ DEFAULT = rewrites()
 __all__ = [
     "DEFAULT",
     "FLOOR_DB",
+    "ChannelsFirst",
     "DropIdentity",
+    "Equalize",
+    "FoldAttentionScale",
     "FoldBatchNorm",
     "FoldConstants",
     "FoldPad",
+    "FoldScale",
+    "FuseActivations",
     "FuseBranches",
+    "FuseGelu",
+    "FuseLayerNorm",
+    "FuseSequential",
     "MeanToPool",
+    "MergeGroups",
+    "MigrateNorms",
     "NormToConv",
     "NormalizeGemm",
     "Pass",
+    "PoolToConv",
+    "TransposeToDepth",
     "apply",
     "difference",
     "rewrites",

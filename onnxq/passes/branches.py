@@ -2,24 +2,24 @@
 
     Conv                    K, b                                                      as stored
     BatchNormalization      K[o, 0] = gamma / sqrt(var + eps) at one tap, depthwise,  b = beta - mean * K
+    a constant scale        K[o, 0] = scale at one tap, depthwise,                    b = the constant added
     AveragePool             K[o, 0] = 1 / taps, depthwise                             where padding counts as values
     the tensor itself       K[o, 0] = 1 at one tap, depthwise
 
 A tap at index i of a kernel with padding p and dilation d reads the input at  o * stride + i * d - p  for output
-position o. Two branches of equal stride may be added when their taps lie on one lattice and their outputs have equal
-sizes whatever the input's size: then the sum of their kernels, each laid at its own offsets, is their sum. Positions
-outside the input read zero in both forms.
+position o. How branches are added and put one behind the other: see `branch_algebra`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.graph import Model, Node, Value
+from onnxq.passes.affine import Axis, affine_of, norm_affine
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,7 +30,7 @@ class Branch:
 
     Attributes:
         source: The tensor it reads.
-        nodes: The nodes it consists of; none for the tensor itself.
+        nodes: The nodes it consists of, each in front of those it reads; none for the tensor itself.
         kernel: [outputs, inputs per group, *kernel], float64.
         bias: [outputs], float64.
         group: Number of groups.
@@ -38,6 +38,7 @@ class Branch:
         dilations: Per spatial axis; 1 where the kernel has one tap.
         begins: Padding in front, per spatial axis.
         ends: Padding behind, per spatial axis.
+        cost: Multiplications that `nodes` spend on one output position, all channels together.
     """
 
     source: Value
@@ -49,11 +50,17 @@ class Branch:
     dilations: tuple[int, ...]
     begins: tuple[int, ...]
     ends: tuple[int, ...]
+    cost: int
 
     @property
     def taps(self) -> tuple[int, ...]:
         """Kernel size per spatial axis."""
         return self.kernel.shape[2:]
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels."""
+        return int(self.kernel.shape[1]) * self.group
 
     def shrink(self, axis: int) -> int:
         """How much larger the padded input is than the span of outputs: equal for branches of equal output size."""
@@ -89,17 +96,26 @@ def conv_branch(node: Node) -> Branch | str:
         dilations=tuple(d if k > 1 else 1 for d, k in zip(dilations, taps, strict=True)),
         begins=tuple(pads[:rank]),
         ends=tuple(pads[rank:]),
+        cost=layer.weight.size,
     )
 
 
 def norm_branch(node: Node, rank: int) -> Branch | str:
     """The branch of an inference-mode BatchNormalization over `rank` spatial axes, or why it has none."""
-    statistics = [graph.constant(value) for value in node.inputs[1:5]]
-    if graph.attribute(node, "training_mode", 0) or any(array is None for array in statistics):
-        return f"{node.name} is in training mode or its parameters are not constants"
-    gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in statistics)
-    scale = gamma / np.sqrt(variance + graph.attribute(node, "epsilon", 1e-5))
-    return _depthwise(node.inputs[0], (node,), scale, beta - mean * scale, rank)
+    pair = norm_affine(node)
+    if isinstance(pair, str):
+        return pair
+    scale, shift = pair
+    return _depthwise(node.inputs[0], (node,), scale, shift, rank)
+
+
+def scale_branch(node: Node, channels: int, rank: int) -> Branch | str:
+    """The branch of a node that multiplies by or adds a constant per channel (see `affine`), or why it has none."""
+    affine = affine_of(node, Axis(rank, channels))
+    if isinstance(affine, str):
+        return f"{node.name}: {affine}"
+    scale, shift = (np.broadcast_to(array, (channels,)) for array in (affine.scale, affine.shift))
+    return _depthwise(affine.data, (node,), scale, shift, rank)
 
 
 def identity_branch(source: Value, channels: int, rank: int) -> Branch:
@@ -116,89 +132,29 @@ def pool_branch(node: Node, channels: int) -> Branch | str:
         return f"{node.name} sizes itself"
     if any(pads) and not graph.attribute(node, "count_include_pad", 0):
         return f"{node.name} does not count its padding"
-    whole = _depthwise(node.inputs[0], (node,), np.ones(channels), np.zeros(channels), rank)
-    kernel = np.full((channels, 1, *taps), 1.0 / np.prod(taps))
     dilations: list[int] = graph.attribute(node, "dilations", [1] * rank)
-    return Branch(
-        whole.source,
-        whole.nodes,
-        kernel,
-        whole.bias,
-        channels,
-        tuple(graph.attribute(node, "strides", [1] * rank)),
-        tuple(d if k > 1 else 1 for d, k in zip(dilations, taps, strict=True)),
-        tuple(pads[:rank]),
-        tuple(pads[rank:]),
+    kernel = np.full((channels, 1, *taps), 1.0 / np.prod(taps))
+    return replace(
+        _depthwise(node.inputs[0], (node,), np.ones(channels), np.zeros(channels), rank),
+        kernel=kernel,
+        strides=tuple(graph.attribute(node, "strides", [1] * rank)),
+        dilations=tuple(d if k > 1 else 1 for d, k in zip(dilations, taps, strict=True)),
+        begins=tuple(pads[:rank]),
+        ends=tuple(pads[rank:]),
+        cost=kernel.size,
     )
 
 
 def _depthwise(source: Value | None, nodes: tuple[Node, ...], scale: Floats, bias: Floats, rank: int) -> Branch:
     assert source is not None
     one, zero = (1,) * rank, (0,) * rank
-    return Branch(source, nodes, scale.reshape(-1, 1, *one), bias, len(scale), one, one, zero, zero)
+    kernel = scale.reshape(-1, 1, *one)
+    return Branch(source, nodes, kernel, bias, len(scale), one, one, zero, zero, len(scale) if nodes else 0)
 
 
-def add_branches(first: Branch, second: Branch) -> Branch | str:
-    """The branch that returns the sum of two branches of one tensor, or why there is none."""
-    if first.strides != second.strides:
-        return f"strides {first.strides} and {second.strides} differ"
-    if len(first.bias) != len(second.bias):
-        return f"{len(first.bias)} and {len(second.bias)} channels cannot be added"
-    dilations = []
-    for axis in range(len(first.strides)):
-        if first.shrink(axis) != second.shrink(axis):
-            return "their outputs differ in size"
-        steps = {b.dilations[axis] for b in (first, second) if b.taps[axis] > 1}
-        if len(steps) > 1:
-            return f"dilations {sorted(steps)} differ"
-        step = steps.pop() if steps else 1
-        if (first.begins[axis] - second.begins[axis]) % step:
-            return "their taps do not meet"
-        dilations.append(step)
-    group = int(np.gcd(first.group, second.group))
-    begins = tuple(max(pair) for pair in zip(first.begins, second.begins, strict=True))
-    wide = [_laid(branch, group, begins, dilations) for branch in (first, second)]
-    taps = np.maximum(wide[0].shape[2:], wide[1].shape[2:])
-    kernel = sum(_behind(part, taps) for part in wide)
-    assert isinstance(kernel, np.ndarray)
-    ends = tuple(
-        first.shrink(axis) - begins[axis] + (int(taps[axis]) - 1) * dilations[axis] for axis in range(len(taps))
-    )
-    if min(ends) < 0:
-        return "their padding would have to be negative"
-    nodes = (*first.nodes, *second.nodes)
-    bias = first.bias + second.bias
-    return Branch(first.source, nodes, kernel, bias, group, first.strides, tuple(dilations), begins, ends)
-
-
-def _laid(branch: Branch, group: int, begins: tuple[int, ...], dilations: list[int]) -> Floats:
-    """The branch's kernel in `group` groups, with empty taps in front so that its padding becomes `begins`."""
-    kernel = _regrouped(branch.kernel, branch.group, group)
-    front = [(wanted - own) // step for wanted, own, step in zip(begins, branch.begins, dilations, strict=True)]
-    return np.pad(kernel, [(0, 0), (0, 0), *((count, 0) for count in front)])
-
-
-def _behind(kernel: Floats, taps: npt.NDArray[np.int64]) -> Floats:
-    missing = [(0, int(wanted) - own) for wanted, own in zip(taps, kernel.shape[2:], strict=True)]
-    return np.pad(kernel, [(0, 0), (0, 0), *missing])
-
-
-def _regrouped(kernel: Floats, group: int, fewer: int) -> Floats:
-    """A kernel of `group` groups as one of `fewer` groups; connections across the old groups are zero."""
-    if group == fewer:
-        return kernel
-    outputs, inputs = kernel.shape[:2]
-    merged = group // fewer
-    wide = np.zeros((outputs, inputs * merged, *kernel.shape[2:]))
-    for output in range(outputs):
-        start = (output // (outputs // group)) % merged * inputs
-        wide[output, start : start + inputs] = kernel[output]
-    return wide
-
-
-def write_conv(model: Model, node: Node, branch: Branch) -> None:
-    """Replace `node`, which returns the branch's result, and the branch's own nodes by one Conv."""
-    name = str(node.name)
+def insert_conv(model: Model, branch: Branch, like: Value, before: Node) -> Value:
+    """Put a Conv that computes `branch` in front of `before`, named after it; returns its result, shaped as `like`."""
+    name = str(before.name)
     weight = graph.add_constant(model, f"{name}.weight", branch.kernel.astype(np.float32))
     bias = graph.add_constant(model, f"{name}.bias", branch.bias.astype(np.float32))
     attributes: dict[str, int | list[int]] = {
@@ -208,11 +164,17 @@ def write_conv(model: Model, node: Node, branch: Branch) -> None:
         "pads": [*branch.begins, *branch.ends],
         "group": branch.group,
     }
-    old = node.outputs[0]
     new = graph.add_node(
-        model, "Conv", [branch.source, weight, bias], f"{name}_fused", before=node, attributes=attributes
+        model, "Conv", [branch.source, weight, bias], f"{name}_fused", before=before, attributes=attributes
     )
-    new.shape, new.type = old.shape, old.type
+    new.shape, new.type = like.shape, like.type
+    return new
+
+
+def write_conv(model: Model, node: Node, branch: Branch) -> None:
+    """Replace `node`, which returns the branch's result, and the branch's own nodes by one Conv."""
+    old = node.outputs[0]
+    new = insert_conv(model, branch, old, node)
     graph.redirect(old, new)
     if old.is_graph_output():
         graph.move_name(old, new, model)

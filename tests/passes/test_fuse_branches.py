@@ -6,7 +6,8 @@ from helpers import assert_same_outputs, model, ops, run, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.passes import FuseBranches, apply
+from onnxq.passes.base import apply
+from onnxq.passes.fuse_branches import FuseBranches
 
 NORM = "BatchNormalization<epsilon = 0.1>"
 STATISTICS = "float[C] gamma, float[C] beta, float[C] mean, float[C] var"
@@ -150,14 +151,28 @@ def test_shared_weights_stay_as_they_are():
 
 def test_a_depthwise_branch_meets_a_dense_one():
     text = """
-    g (float[N,4,6,6] x, float[4,4,1,1] dense, float[4,1,3,3] depthwise) => (float[N,4,A,B] y) {
-      a = Conv(x, dense)
+    g (float[N,4,6,6] x, float[4,4,3,3] dense, float[4,1,3,3] depthwise) => (float[N,4,A,B] y) {
+      a = Conv<pads = [1, 1, 1, 1]>(x, dense)
       b = Conv<pads = [1, 1, 1, 1], group = 4>(x, depthwise)
       y = Add(b, a)
     }
     """
-    m = model(text, dense=weights(4, 4, 1, 1), depthwise=weights(4, 1, 3, 3))
+    m = model(text, dense=weights(4, 4, 3, 3), depthwise=weights(4, 1, 3, 3))
     check(m, {"x": weights(1, 4, 6, 6)}, ["Conv"], 1)
+
+
+def test_a_dense_1x1_beside_a_depthwise_3x3_stays():
+    text = """
+    g (float[N,8,6,6] x, float[8,8,1,1] dense, float[8,1,3,3] depthwise) => (float[N,8,A,B] y) {
+      a = Conv(x, dense)
+      b = Conv<pads = [1, 1, 1, 1], group = 8>(x, depthwise)
+      y = Add(b, a)
+    }
+    """
+    m = model(text, dense=weights(8, 8, 1, 1), depthwise=weights(8, 1, 3, 3))
+    assert FuseBranches()(m) == 0
+    # 8 * 8 * 9 = 576 against 64 + 72 = 136
+    assert list(FuseBranches().refused(m).values()) == ["the fused kernel would multiply 4.2 times as much"]
 
 
 def test_one_dimension():

@@ -1,0 +1,161 @@
+"""Moving per-channel scale and zero point out of a normalisation's result into the linear layers behind it.
+
+With y = gamma * n(x) + beta read by linear layers W y + bias only, ratios r and shifts b,
+
+    gamma' = gamma / r,    beta' = beta / r - b        gives      y' = y / r - b
+    W'[:, c] = W[:, c] * r[c],    bias' = bias + W' b    keeps    W' y' + bias' = W y + bias
+
+exactly, so that one step for the whole of y' serves every channel of y. Without a beta (RMS normalisation), or where a
+layer pads with zeros, b = 0. No node is added except a bias where there was none.
+
+Z. Li et al., "RepQ-ViT", arXiv 2212.08254, section 3.2; G. Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq import graph
+from onnxq.graph import Layer, Model, Node
+from onnxq.passes.base import Pass
+from onnxq.passes.migration import Migration, Vector
+from onnxq.passes.norms import Norm, norms, per_channel
+from onnxq.passes.rescale import bias_of, kernel_of, response, scale_inputs, takes_shift, weight_of, write_layer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A normalisation and the linear layers that alone read its result.
+
+    Attributes:
+        norm: The normalisation.
+        layers: MatMul, Gemm or 1x1 Conv nodes; they share one r and b.
+        shifts: Whether b may differ from 0.
+    """
+
+    norm: Norm
+    layers: tuple[Layer, ...]
+    shifts: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor between them."""
+        return graph.name_of(self.norm.output)
+
+    @property
+    def weights(self) -> list[npt.NDArray[np.float64]]:
+        """The layers' weights, each [channels, outputs]."""
+        return [kernel_of(layer)[0, :, :, 0].T for layer in self.layers]
+
+
+def pairs(model: Model) -> Iterator[tuple[Node, Pair | str]]:
+    """The pair at every normalisation, or why there is none, with the node that a report names."""
+    for head, norm in norms(model):
+        yield head, norm if isinstance(norm, str) else pair_of(norm)
+
+
+def pair_of(norm: Norm) -> Pair | str:
+    """`norm` with its readers, or the reason why its scale cannot move."""
+    if norm.output.is_graph_output():
+        return "its result is an output of the model"
+    layers = []
+    for node in graph.users(norm.output):
+        if node.graph is not norm.output.graph:
+            return f"{node.name} inside a subgraph reads its result"
+        if node.op_type == "Shape":
+            continue
+        layer = _linear(node, norm)
+        if isinstance(layer, str):
+            return layer
+        layers.append(layer)
+    if not layers:
+        return "no linear layer reads its result"
+    shifts = norm.beta_at is not None and all(takes_shift(layer) for layer in layers)
+    return Pair(norm, tuple(layers), shifts)
+
+
+def _linear(node: Node, norm: Norm) -> Layer | str:
+    """`node` as a layer that mixes the channels of `norm`, or why it is none."""
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return f"{node.name} reads its result and is no linear layer ({node.op_type})"
+    layer = graph.layer_of(node)
+    if isinstance(layer, str):
+        return f"{node.name} reads its result, but {layer}"
+    if layer.data is not norm.output or any(value is norm.output for value in node.inputs[1:]):
+        return f"{node.name} reads its result as a weight"
+    axis = -1
+    if node.op_type == "Conv":
+        axis = 1 - layer.weight.ndim
+        if any(size != 1 for size in layer.weight.shape[2:]) or graph.attribute(node, "group", 1) != 1:
+            return f"{node.name} reads its result and is no dense 1x1 Conv"
+    if axis != norm.axis:
+        return f"{node.name} mixes another axis of its result than the channels"
+    return layer
+
+
+def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
+    """Write y' = y / r - b into the normalisation and its inverse into the layers, in place.
+
+    The tensor between them holds other values afterwards and therefore gets another name. `pair` is used up.
+
+    Args:
+        model: Edited in place.
+        pair: From `pair_of`.
+        ratios: r, [channels], finite and positive.
+        shifts: b, [channels], finite; all zero unless `pair.shifts`.
+
+    Raises:
+        ValueError: `ratios` or `shifts` are none of that.
+    """
+    norm = pair.norm
+    ratios, shifts = np.asarray(ratios, np.float64), np.asarray(shifts, np.float64)
+    if ratios.shape != norm.gamma.shape or shifts.shape != norm.gamma.shape:
+        raise ValueError(f"{norm.name} has {len(norm.gamma)} channels, not {ratios.shape} and {shifts.shape}")
+    if not (np.isfinite(ratios).all() and (ratios > 0).all() and np.isfinite(shifts).all()):
+        raise ValueError("ratios must be positive, and all values finite")
+    shifted = bool(shifts.any())
+    if shifted and not pair.shifts:
+        raise ValueError(f"{norm.name} or a layer behind it cannot take a shift")
+    gamma = (norm.gamma.astype(np.float64) / ratios).astype(np.float32)
+    node, index = norm.gamma_at
+    graph.replace_constant(model, node, index, per_channel(gamma, norm))
+    if norm.beta_at is not None and (norm.beta is not None or shifted):
+        old = np.zeros(len(ratios)) if norm.beta is None else norm.beta.astype(np.float64)
+        node, index = norm.beta_at
+        beta = per_channel((old / ratios - shifts).astype(np.float32), norm)
+        graph.replace_constant(model, node, index, beta, f"{norm.name}_beta")
+    for layer in pair.layers:
+        kernel = scale_inputs(kernel_of(layer), ratios)
+        moved = response(kernel, shifts)
+        bias = bias_of(layer, layer.channels) + moved if shifted else None
+        write_layer(model, layer, weight_of(layer, kernel), bias)
+    norm.output.name = graph.unique_name(model, f"{pair.name}_scaled")
+
+
+@dataclass(frozen=True)
+class MigrateNorms(Pass):
+    """Apply migrations that were chosen on calibration data.
+
+    Attributes:
+        choices: What to apply, by the name of the normalisation's result.
+    """
+
+    choices: Mapping[str, Migration] = field(default_factory=dict)
+
+    def __call__(self, model: Model) -> int:
+        """Rewrite `model` in place; returns the number of normalisations rewritten."""
+        moved = 0
+        for _, pair in list(pairs(model)):
+            chosen = self.choices.get(pair.name) if isinstance(pair, Pair) else None
+            if isinstance(pair, Pair) and chosen is not None and not chosen.is_identity:
+                migrate(model, pair, chosen.ratios, chosen.shifts)
+                moved += 1
+        return moved
+
+    def refused(self, model: Model) -> Mapping[str, str]:
+        """Normalisations whose scale cannot move: node name -> reason."""
+        return {str(head.name): pair for head, pair in pairs(model) if isinstance(pair, str)}
