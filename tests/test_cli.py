@@ -99,6 +99,25 @@ def test_inspect_shows_grids_coverage_and_provenance(quantized, capsys):
     assert "float32" in capsys.readouterr().out
 
 
+def test_inspect_shows_blocks_and_stages(quantized, capsys):
+    assert run(["inspect", str(CNN), "--blocks", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    blocks = document["blocks"]
+    layers = [layer["name"] for layer in document["layers"]]
+    assert [name for block in blocks for name in block["layers"]] == layers
+    assert sum(block["nodes"] for block in blocks) == sum(document["operators"].values())
+    assert blocks[0]["stage"] == 0
+    assert blocks[-1]["outputs"] == document["outputs"]
+    assert run(["inspect", str(CNN), "--blocks"]) == 0
+    shown = capsys.readouterr().out
+    assert "hands on" in shown
+    assert blocks[1]["name"] in shown
+    assert run(["inspect", str(quantized[0]), "--blocks"]) == 0
+    assert "no blocks: they are found in float models" in capsys.readouterr().out
+    assert run(["inspect", str(CNN), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] is None
+
+
 def test_evaluate_compares_with_the_float_model(quantized, capsys):
     arguments = ["evaluate", str(quantized[0]), "--data", str(LABELLED), *NORMALISE, "--reference", str(CNN), "--json"]
     assert run(arguments) == 0

@@ -42,7 +42,7 @@ def choose(
     observations: Observations,
     readers: Mapping[str, Sequence[Layer]],
     rows: Sequence[Feeds],
-    grid: Grid,
+    grids: Mapping[str, Grid],
     *,
     config: SessionConfig = SessionConfig(stop_spinning=True),
     progress: Callable[[int], None] | None = None,
@@ -54,13 +54,15 @@ def choose(
         observations: Statistics of the tensors.
         readers: The layers behind a tensor, by tensor name; other tensors get the default rule.
         rows: Batches to try candidates on; evenly spaced ones are taken where there are many tensors.
-        grid: The activations' grid.
+        grids: The grid of every tensor.
         config: How to run.
         progress: Called with the number of batches done.
     """
-    options = {name: _options(observations, name, grid, bool(readers.get(name))) for name in observations.tensors}
+    options = {
+        name: _options(observations, name, grids[name], bool(readers.get(name))) for name in observations.tensors
+    }
     trials = {name: choices for name, choices in options.items() if len(choices) > 1}
-    errors = _errors(model, trials, readers, rows, grid, config, progress) if trials else {}
+    errors = _errors(model, trials, readers, rows, grids, config, progress) if trials else {}
     return {name: choices[_best(errors.get(name))] for name, choices in options.items()}
 
 
@@ -88,7 +90,7 @@ def _errors(
     trials: Mapping[str, Sequence[Choice]],
     readers: Mapping[str, Sequence[Layer]],
     rows: Sequence[Feeds],
-    grid: Grid,
+    grids: Mapping[str, Grid],
     config: SessionConfig,
     progress: Callable[[int], None] | None,
 ) -> dict[str, list[float]]:
@@ -100,6 +102,7 @@ def _errors(
     for done, feeds in enumerate(_some(rows, sum(map(len, errors.values()))) if outputs else [], 1):
         wanted = session.run(feeds, outputs)
         for number, (name, choices) in enumerate(trials.items()):
+            grid = grids[name]
             for index, (low, high, _) in enumerate(choices):
                 step, zero = grid.from_range(low, high)
                 gate = open_gate(number, step, grid.qmin - zero, grid.qmax - zero)

@@ -55,8 +55,8 @@ class Density:
 
     def _cells(self, ends: Floats, order: int) -> list[Floats]:
         """Moments 0 to `order` of the cells that `ends` [ranges, ends] separate."""
-        bins = (ends * self._bins_per_unit + self._middle).astype(np.int64)
-        bins = np.clip(bins, 0, len(self._counts) - 1, out=bins)
+        places = ends * self._bins_per_unit + self._middle
+        bins = np.clip(places, 0, len(self._counts) - 1, out=places).astype(np.int64)
         start = self._start[bins]
         inside = np.clip(ends, start, self._stop[bins])
         count = self._counts[bins] * (inside - start) / self._width[bins]

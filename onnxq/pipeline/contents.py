@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from onnxq import bench, graph
+from onnxq import bench, graph, plan
 from onnxq.graph import Model, Node
-from onnxq.types import InputSpec, Inspection, LayerInfo
+from onnxq.types import BlockInfo, InputSpec, Inspection, LayerInfo
 
 
-def inspect(path: str | Path) -> Inspection:
+def inspect(path: str | Path, *, blocks: bool = False) -> Inspection:
     """Look into an ONNX file, float or quantized.
+
+    Args:
+        path: The file.
+        blocks: Also find blocks and stages. A quantized file has none: they are found in the float model.
 
     Raises:
         ModelError: The file cannot be read or is not a valid model.
@@ -36,6 +40,15 @@ def inspect(path: str | Path) -> Inspection:
         layers=tuple(_layers(model)),
         coverage=bench.foreign_coverage(source) if quantized else None,
         provenance={key: text for key, text in model.metadata_props.items() if key.startswith("onnxq.")},
+        blocks=(() if quantized else _blocks(model)) if blocks else None,
+    )
+
+
+def _blocks(model: Model) -> tuple[BlockInfo, ...]:
+    graph.infer_shapes(model)
+    return tuple(
+        BlockInfo(block.name, block.stage, block.inputs, block.outputs, len(block.nodes), block.layers)
+        for block in plan.find_blocks(model)
     )
 
 

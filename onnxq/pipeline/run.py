@@ -18,7 +18,7 @@ from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
 from onnxq.pipeline.verify import verify
-from onnxq.plan import Placement, Precision, Range, make_plan, place, save_plan
+from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place, save_plan
 from onnxq.recipe import Recipe, resolve
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan, Silence, Verdict
 from onnxq.version import __version__
@@ -162,11 +162,13 @@ def _matches(model: Model, patterns: Sequence[str]) -> list[str]:
 def _ranges(
     model: Model, placement: Placement, seen: Observations, rows: Dataset, settings: Recipe, log: Log
 ) -> dict[str, Range]:
-    grid = Grid(settings.activation_bits, signed=False, symmetric=False)
     stats = {name: seen.tensors[name] for name in placement.tensors}
+    seen_ranges = {name: Range(found.low, found.high, "minmax") for name, found in stats.items()}
+    bits = activation_bits(placement, Groups(placement, seen_ranges), _precision(settings))
+    grids = {name: Grid(count, signed=False, symmetric=False) for name, count in bits.items()}
     if settings.ranges != "auto":
         rule = RULES[settings.ranges]
-        return {name: Range(*rule(found, grid), settings.ranges) for name, found in stats.items()}
+        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()}
     log.stage("Choosing ranges")
     readers = _readers(placement)
     chosen = calibrate.choose(
@@ -174,7 +176,7 @@ def _ranges(
         replace(seen, tensors=stats),
         readers,
         _some(rows, TRIAL_ROWS, model),
-        grid,
+        grids,
         progress=log.advance,
     )
     return {name: Range(*found, judged=name in readers) for name, found in chosen.items()}
@@ -214,13 +216,7 @@ def _plan(
     settings: Recipe,
     log: Log,
 ) -> QuantPlan:
-    precision = Precision(
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits,
-        per_channel=settings.per_channel,
-        first_last=settings.first_last,
-        residual_bits=settings.residual_bits,
-    )
+    precision = _precision(settings)
     plan = make_plan(model, placement, ranges, precision, target="cpu")
     if not (settings.portable or (settings.target == "auto" and runtime.saturates())):
         return plan
@@ -231,6 +227,16 @@ def _plan(
         return plan
     log.note(f"{len(narrow)} layers get 7-bit weights: without VNNI their sums would saturate")
     return make_plan(model, placement, ranges, replace(precision, narrow=frozenset(narrow)), target="cpu")
+
+
+def _precision(settings: Recipe) -> Precision:
+    return Precision(
+        weight_bits=settings.weight_bits,
+        activation_bits=settings.activation_bits,
+        per_channel=settings.per_channel,
+        first_last=settings.first_last,
+        residual_bits=settings.residual_bits,
+    )
 
 
 def _provenance(path: Path, settings: Recipe, data: Mapping[str, object]) -> dict[str, str]:

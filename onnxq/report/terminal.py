@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.types import Coverage, Evaluation, Inspection, Interval, Latency, QuantPlan, Summary, Verdict
+from onnxq.types import BlockInfo, Coverage, Evaluation, Inspection, Interval, Latency, QuantPlan, Summary, Verdict
 
 SHOWN = 6
 """Most rows of a list; the rest is in the JSON."""
@@ -150,6 +150,9 @@ def print_inspection(console: Console, found: Inspection) -> None:
         console.print(f"  {key.removeprefix('onnxq.')}: {escape(text)}", soft_wrap=True)
     if found.layers:
         console.print(_layer_table(found))
+    if found.blocks is not None:
+        console.print()
+        console.print(_block_table(found.blocks) if found.blocks else "no blocks: they are found in float models")
 
 
 def _layer_table(found: Inspection) -> Table:
@@ -167,6 +170,22 @@ def _layer_table(found: Inspection) -> Table:
             "-" if layer.input_scale is None else f"{layer.input_scale:.4g}",
             "-" if layer.input_zero_point is None else str(layer.input_zero_point),
             layer.output_dtype,
+        )
+    return table
+
+
+def _block_table(blocks: Sequence[BlockInfo]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("stage", "block", "layers", "nodes", "reads", "hands on"):
+        table.add_column(heading, justify="right" if heading in ("stage", "layers", "nodes") else "left")
+    for block in blocks:
+        table.add_row(
+            str(block.stage),
+            escape(block.name),
+            str(len(block.layers)),
+            str(block.nodes),
+            escape(", ".join(block.inputs)),
+            escape(", ".join(block.outputs)),
         )
     return table
 

@@ -6,14 +6,17 @@ from onnxq.types.flow import (
     Dim,
     Feeds,
     InputSpec,
+    LearnedLayer,
     Observations,
     QuantPlan,
     TensorGrid,
     TensorStats,
+    Tuned,
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence
 from onnxq.types.results import (
+    BlockInfo,
     Coverage,
     Evaluation,
     Fidelity,
@@ -30,6 +33,7 @@ from onnxq.types.rewriting import Applied, Rewriting
 __all__ = [
     "Applied",
     "Array",
+    "BlockInfo",
     "Coverage",
     "Dataset",
     "Dim",
@@ -42,6 +46,7 @@ __all__ = [
     "Interval",
     "Latency",
     "LayerInfo",
+    "LearnedLayer",
     "Log",
     "Observations",
     "QuantPlan",
@@ -50,6 +55,7 @@ __all__ = [
     "Summary",
     "TensorGrid",
     "TensorStats",
+    "Tuned",
     "Verdict",
     "WeightGrid",
 ]

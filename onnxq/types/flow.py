@@ -169,3 +169,29 @@ class QuantPlan:
     sums: tuple[str, ...] = ()
     constants: Mapping[str, TensorGrid] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LearnedLayer:
+    """What a method found for one weighted node, in place of plain rounding.
+
+    Attributes:
+        codes: Weight codes, int8, in the weight's shape; the plan holds their steps.
+        bias: float32 [output channels]; None keeps the layer's own.
+    """
+
+    codes: npt.NDArray[np.int8]
+    bias: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan and what was learned for it.
+
+    Attributes:
+        plan: Grids and placement.
+        layers: Learned layers by node name; the others are rounded plainly.
+    """
+
+    plan: QuantPlan
+    layers: Mapping[str, LearnedLayer] = field(default_factory=dict)

@@ -184,6 +184,27 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class BlockInfo:
+    """One block of a float model.
+
+    Attributes:
+        name: From its first layer.
+        stage: Number of the stage that it is in, from 0.
+        inputs: Tensors that it reads.
+        outputs: Tensors that it hands on.
+        nodes: Number of its nodes.
+        layers: Names of its weighted nodes in graph order.
+    """
+
+    name: str
+    stage: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What `inspect` found.
 
@@ -199,6 +220,7 @@ class Inspection:
         layers: Weighted nodes in graph order.
         coverage: Integer coverage on this machine's CPU; None for a float model.
         provenance: What onnxq recorded in the file.
+        blocks: Blocks of a float model in the order in which they run; None when not asked for.
     """
 
     path: str
@@ -212,6 +234,7 @@ class Inspection:
     layers: tuple[LayerInfo, ...]
     coverage: Coverage | None
     provenance: Mapping[str, str]
+    blocks: tuple[BlockInfo, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def chosen(made, data, grid=EIGHT, rows=None, readers=None, **options):
     """What `choose` picks, and the statistics it picks from."""
     readers = layers_by_tensor(made) if readers is None else readers
     seen = observe(made, data, list(readers) or ["x"], config=ONE)
-    return choose(made, seen, readers, data if rows is None else rows, grid, config=ONE, **options), seen
+    grids = dict.fromkeys(seen.tensors, grid)
+    return choose(made, seen, readers, data if rows is None else rows, grids, config=ONE, **options), seen
 
 
 def rounded(x, ends, grid):

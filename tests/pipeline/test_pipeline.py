@@ -250,6 +250,9 @@ def test_inspect_reads_a_float_file(tmp_path):
     assert found.coverage is None
     assert [layer.op_type for layer in found.layers] == ["Conv", "Conv", "Gemm"]
     assert found.layers[0].weight_shape == (8, 3, 3, 3)
+    assert found.blocks is None
+    blocks = onnxq.inspect(conv_net(tmp_path), blocks=True).blocks
+    assert [name for block in blocks for name in block.layers] == [layer.name for layer in found.layers]
 
 
 def test_public_names_stay_callable_after_use(tmp_path):

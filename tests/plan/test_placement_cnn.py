@@ -3,6 +3,7 @@ import pytest
 from helpers import model, weights
 from planning import integer
 
+from onnxq.passes.merge_groups import MergeGroups
 from onnxq.plan import place, units_of
 
 IMAGE = "float[1,3,8,8] x, float[4,3,3,3] w, float[4,4,3,3] v, float[4,4,1,1] u"
@@ -144,6 +145,22 @@ def test_many_small_groups_stay_float():
     assert integer(found) == ["a", "b"]
     assert found.skipped == {"n": "8 groups of 2 channels are slower in int8 than in float"}
     assert found.guards == ("j",)
+
+
+def test_merged_groups_run_in_integers():
+    text = "g (float[1,64,8,8] x, float[64,4,3,3] w) => (float[1,64,b,c] y) { [n] y = Conv<group = 16>(x, w) }"
+    m = model(text, w=weights(64, 4, 3, 3))
+    assert place(m).skipped == {"n": "16 groups of 4 channels are slower in int8 than in float"}
+    assert MergeGroups()(m) == 1
+    assert integer(place(m)) == ["n"]
+
+
+def test_groups_of_one_channel_with_several_outputs_stay_float():
+    text = (
+        "g (float[1,16,8,8] x, float[32,1,3,3] w) => (float[1,32,b,c] y) { [n] h = Conv<group = 16>(x, w) y = Tanh(h) }"
+    )
+    found = place(model(text, w=weights(32, 1, 3, 3)))
+    assert found.skipped["n"] == "16 groups of 1 channels are slower in int8 than in float"
 
 
 def test_few_groups_run_in_integers():

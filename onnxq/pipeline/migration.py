@@ -1,0 +1,69 @@
+"""Choosing, on calibration rows, which normalisations hand their channels' scales to the layers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxq.calibrate.channels import ChannelRange, channel_ranges
+from onnxq.graph import Model
+from onnxq.passes.migrate import Pair, pairs
+from onnxq.passes.migration import Migration, search
+from onnxq.types import Dataset, Log, Silence
+
+SAMPLE_ROWS = 512
+"""Rows of each tensor on which migrations are compared."""
+
+
+def choose_migrations(
+    model: Model,
+    rows: Dataset,
+    activation_bits: int = 8,
+    weight_bits: int = 8,
+    log: Log = Silence(),
+    *,
+    seed: int = 0,
+) -> Mapping[str, Migration]:
+    """The migration of each normalisation whose linear layers it makes more exact, for `passes.migrate.MigrateNorms`.
+
+    Args:
+        model: The prepared float model.
+        rows: Calibration rows.
+        activation_bits: Of the layers' inputs.
+        weight_bits: Of the layers' weights.
+        log: Told the progress and the number of migrations.
+        seed: Of the sample of rows.
+
+    Returns:
+        Migrations by name of the normalisation's result; tensors that gain nothing are left out.
+
+    Raises:
+        DataError: There are no rows, or they do not fit the model.
+    """
+    found = {pair.name: pair for _, pair in pairs(model) if isinstance(pair, Pair)}
+    if not found:
+        return {}
+    log.stage("Migrating scales")
+    axes = {name: pair.norm.axis for name, pair in found.items()}
+    seen = channel_ranges(model, rows, axes, keep=SAMPLE_ROWS, seed=seed, progress=log.advance)
+    chosen = {
+        name: _search(pair, seen[name], activation_bits, weight_bits)
+        for name, pair in found.items()
+        if seen[name].finite and len(seen[name].sample)
+    }
+    useful = {name: migration for name, migration in chosen.items() if not migration.is_identity}
+    log.note(f"{len(useful)} of {len(found)} normalisations hand their channels' scales to the layers behind them")
+    return useful
+
+
+def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: int) -> Migration:
+    return search(
+        seen.sample.astype(np.float64),
+        pair.weights,
+        activation_bits,
+        weight_bits,
+        shift=pair.shifts,
+        low=seen.low.astype(np.float64),
+        high=seen.high.astype(np.float64),
+    )

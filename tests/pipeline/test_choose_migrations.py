@@ -1,0 +1,57 @@
+import numpy as np
+from helpers import assert_same_outputs, model, run, weights
+
+from onnxq import graph
+from onnxq.passes import apply, migration
+from onnxq.passes.migrate import MigrateNorms
+from onnxq.pipeline.migration import choose_migrations
+from onnxq.types import Silence
+
+UNEVEN = np.array([0.02, 5.0, 0.1, 1.0, 30.0, 0.3, 2.0, 0.5], np.float32)
+TEXT = """g (float[N,4,8] x, float[8] gamma, float[8] beta, float[8,6] w, float[8] flat, float[8] zero) =>
+    (float[N,4,6] y, float[N,4,8] z) {
+    n = LayerNormalization(x, gamma, beta)
+    y = MatMul(n, w)
+    m = LayerNormalization(x, flat, zero)
+    z = Add(m, x)
+}"""
+
+
+class Notes(Silence):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def made(gamma=UNEVEN):
+    m = model(TEXT, gamma=gamma, beta=weights(8, seed=1) * 40, w=weights(8, 6),
+              flat=np.ones(8, np.float32), zero=np.zeros(8, np.float32))  # fmt: skip
+    graph.infer_shapes(m)
+    return m
+
+
+def test_uneven_channels_are_migrated_and_the_model_stays():
+    m, log = made(), Notes()
+    data = [{"x": weights(16, 4, 8, seed=index)} for index in range(3)]
+    chosen = choose_migrations(m, data, 8, 8, log)
+    assert list(chosen) == ["n"]
+    assert log.notes == ["1 of 1 normalisations hand their channels' scales to the layers behind them"]
+    assert chosen["n"].shifts.any()
+    assert np.ptp(np.log(chosen["n"].ratios)) > 1.0
+    before = run(m, data[0])
+    found = apply(m, [MigrateNorms(chosen)], data[0])[0]
+    assert found.count == 1
+    assert "Add" in next(iter(found.refused.values()))
+    assert_same_outputs(before, run(m, data[0]), rtol=1e-4, atol=1e-3)
+
+
+def test_a_model_without_pairs_is_not_even_run():
+    m = model("g (float[N,4] x, float[4,2] w) => (float[N,2] y) { y = MatMul(x, w) }", w=weights(4, 2))
+    assert choose_migrations(m, []) == {}
+
+
+def test_what_gains_nothing_is_left_out(monkeypatch):
+    monkeypatch.setattr(migration, "LEAST_GAIN", 0.9999999)
+    assert choose_migrations(made(), [{"x": weights(16, 4, 8)}]) == {}
