@@ -15,6 +15,7 @@ from typing import Any
 
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
+from onnxq.passes import PASS_NAMES
 
 TARGETS = ("auto", "cpu")
 PRESET_NAMES = ("fast", "balanced")
@@ -36,6 +37,10 @@ class Recipe:
         per_channel: One weight step per output channel instead of one per tensor.
         portable: Give 7-bit weights to layers that would saturate on x86 processors without VNNI.
         keep_float: Glob patterns of node names that must stay in float.
+        bn_tuning: Put mean and spread of every layer's result back to the float model's, if that helps.
+        migrate_norms: Move channel scales from behind a normalisation into the linear layers that read it, where that
+            makes their results more exact.
+        without: Names of rewrites to leave out.
         samples: Most calibration rows to use.
         seed: Of everything random.
     """
@@ -50,6 +55,9 @@ class Recipe:
     per_channel: bool = True
     portable: bool = False
     keep_float: tuple[str, ...] = ()
+    bn_tuning: bool = True
+    migrate_norms: bool = False
+    without: tuple[str, ...] = ()
     samples: int = 512
     seed: int = 0
 
@@ -70,6 +78,9 @@ class Recipe:
             if getattr(self, name) not in known:
                 word = getattr(self, name)
                 raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{_near(word, known)}")
+        for name in self.without:
+            if name not in PASS_NAMES:
+                raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(PASS_NAMES)}.")
         for name, least in (("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")
@@ -84,7 +95,7 @@ def _shown(name: str) -> str:
     return name.replace("_", "-")
 
 
-FAST = Recipe(preset="fast", ranges="minmax")
+FAST = Recipe(preset="fast", ranges="minmax", bn_tuning=False)
 BALANCED = Recipe()
 PRESETS: Mapping[str, Recipe] = {"fast": FAST, "balanced": BALANCED}
 

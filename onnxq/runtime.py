@@ -52,6 +52,8 @@ class SessionConfig:
         profile: File prefix for the runtime's own profile, or None.
         stop_spinning: Worker threads sleep as soon as a call returns instead of waiting busily for the next one:
             needed where several sessions take turns, or each slows the next.
+        simulate: Run a QDQ graph as written, in float kernels on rounded values, instead of in integer kernels: for
+            reading values that integer kernels never make, at float speed.
     """
 
     provider: str = "cpu"
@@ -59,6 +61,7 @@ class SessionConfig:
     optimize: Level = "all"
     profile: str | None = None
     stop_spinning: bool = False
+    simulate: bool = False
 
 
 class Session:
@@ -143,6 +146,8 @@ def _options(config: SessionConfig, save_optimized: Path | None) -> Any:
         options.optimized_model_filepath = str(save_optimized)
     if config.stop_spinning:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    if config.simulate:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if config.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = config.profile

@@ -63,11 +63,13 @@ def test_the_same_seed_gives_the_same_bytes(quantized, tmp_path):
 def test_the_saved_plan_emits_the_same_file(quantized):
     import onnxq
     from onnxq.emit import emit
-    from onnxq.plan import load_plan
+    from onnxq.plan import load_learned, load_plan
 
     path, _ = quantized
     plan = load_plan(path.with_name("plan.json"))
-    model = emit(onnxq.simplify(CNN).model, plan)
+    learned = load_learned(path.with_name("plan.npz"))
+    assert learned
+    model = emit(onnxq.simplify(CNN).model, plan, learned=learned)
     made = {v.name: v.const_value.numpy() for v in model.graph.initializers.values()}
     for tensor in onnx.load(path).graph.initializer:
         np.testing.assert_array_equal(made[tensor.name], onnx.numpy_helper.to_array(tensor))
@@ -245,3 +247,35 @@ def test_quantizing_a_quantized_file_is_declined(quantized, tmp_path, capsys):
     assert run(["quantize", str(quantized[0]), "--data", str(DATA), "-o", str(out), "-q"]) == 4
     assert "already quantized" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_reparam_says_what_each_rewrite_did_and_how_exact_it_is(tmp_path, capsys):
+    out = tmp_path / "r.onnx"
+    assert run(["reparam", str(CNN), "-o", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "reparam"
+    assert 0 < document["gap"] < 1e-5
+    assert document["nodes_after"] == len(onnx.load(out).graph.node) < document["nodes_before"]
+    counts = {entry["name"]: entry["count"] for entry in document["passes"] if entry["count"]}
+    assert counts["FoldBatchNorm"] == 10
+    assert run(["reparam", str(CNN), "-o", str(out), "--without", "FoldBatchNorm", "-q"]) == 0
+    text = capsys.readouterr().out
+    assert "FoldBatchNorm" not in text
+    assert "NormToConv: 10" in text
+
+
+def test_reparam_refuses_unknown_rewrites_and_quantized_files(quantized, tmp_path, capsys):
+    out = tmp_path / "r.onnx"
+    assert run(["reparam", str(CNN), "-o", str(out), "--without", "FoldNothing", "-q"]) == 2
+    assert "there is no rewrite 'FoldNothing'" in capsys.readouterr().err
+    assert run(["reparam", str(quantized[0]), "-o", str(out), "-q"]) == 4
+    assert not out.exists()
+
+
+def test_rewrites_can_be_left_out_of_a_quantization(tmp_path, capsys):
+    out = tmp_path / "q.onnx"
+    arguments = ["quantize", str(CNN), "--data", str(DATA), *NORMALISE, "-o", str(out), "--no-timing", "-q", "--json"]
+    assert run([*arguments, "--without", "FoldBatchNorm", "--no-bn-tuning", "--migrate-norms"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["without"], recipe["bn_tuning"], recipe["migrate_norms"]) == (["FoldBatchNorm"], False, True)
+    assert [node.op_type for node in onnx.load(out).graph.node].count("Conv") == 20

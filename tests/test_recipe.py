@@ -76,7 +76,7 @@ def test_the_file_lists_every_field_in_order():
 def test_presets():
     assert BALANCED == Recipe() == resolve() == resolve("balanced")
     assert (BALANCED.preset, BALANCED.ranges, BALANCED.weight_bits, BALANCED.samples) == ("balanced", "auto", 8, 512)
-    assert FAST == resolve("fast") == Recipe(preset="fast", ranges="minmax")
+    assert FAST == resolve("fast") == Recipe(preset="fast", ranges="minmax", bn_tuning=False)
     assert tuple(PRESETS) == PRESET_NAMES
     for name, preset in PRESETS.items():
         assert preset.preset == name
@@ -86,10 +86,10 @@ def test_presets():
 def test_changes_then_file_then_preset(write):
     path = write('preset = "fast"\nsamples = 64\nweight_bits = 4\n')
     found = resolve(path, weight_bits=6, seed=3)
-    assert found == Recipe(preset="fast", ranges="minmax", samples=64, weight_bits=6, seed=3)
+    assert found == replace(FAST, samples=64, weight_bits=6, seed=3)
     assert resolve("fast", ranges="mse").ranges == "mse"
     assert resolve(found, samples=1) == replace(found, samples=1)
-    assert resolve(path) == load_recipe(path) == Recipe(preset="fast", ranges="minmax", samples=64, weight_bits=4)
+    assert resolve(path) == load_recipe(path) == replace(FAST, samples=64, weight_bits=4)
     assert load_recipe(write("seed = 5")) == replace(BALANCED, seed=5)
     assert load_recipe(write("")) == BALANCED
 
@@ -181,3 +181,9 @@ def test_files_that_cannot_be_read(tmp_path, write):
 
 def test_a_recipe_is_plain_data():
     assert all(isinstance(value, str | int | bool | tuple) for value in asdict(BALANCED).values())
+
+
+def test_rewrites_to_leave_out_must_exist():
+    assert resolve(without=["FuseBranches"]).without == ("FuseBranches",)
+    with pytest.raises(UsageError, match=r"no rewrite 'Fuse'; rewrites: FoldConstants, .*Equalize"):
+        resolve(without=["Fuse"])

@@ -130,8 +130,12 @@ class TerminalLog:
 
     def advance(self, done: int) -> None:
         """So many rows are done."""
+        self.step(f"{done} rows")
+
+    def step(self, text: str) -> None:
+        """The current step has come this far."""
         now = time.monotonic()
-        text = f"{self._text} ({done} rows, {now - self._began:.0f} s)"
+        text = f"{self._text} ({text}, {now - self._began:.0f} s)"
         if self._status is not None:
             self._status.update(text)
         elif not self.quiet and now - self._said > 10.0:

@@ -27,7 +27,8 @@ Examples:
 @click.option("--data", required=True, metavar="DATA", help="Calibration rows: a folder of images, .npz or .npy; one "
               ".npz or .npy; or module:callable.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Result; default: MODEL.int8.onnx beside it.")
-@click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error.")
+@click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error, "
+              "layers' means and spreads tuned.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks.")
@@ -38,6 +39,13 @@ Examples:
 @click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per output channel.")
 @click.option("--portable", is_flag=True, help="7-bit weights where x86 processors without VNNI would saturate.")
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes that must stay in float; repeatable.")
+@click.option(
+    "--no-bn-tuning", is_flag=True, help="Leave mean and spread of the layers' results as rounding makes them."
+)
+@click.option("--migrate-norms", is_flag=True, help="Move channel scales from normalisations into the layers behind.")
+@click.option(
+    "--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out (FuseBranches, ...); repeatable."
+)
 @click.option("--samples", type=int, help="Most calibration rows (default 512).")
 @click.option("--batch", type=int, help="Rows per run during calibration.")
 @click.option("--seed", type=int, help="Of everything random (default 0).")
@@ -104,6 +112,9 @@ def _quantize(model: Path, data: str, options: dict[str, Any], log: Log) -> Quan
         per_channel=False if options["per_tensor"] else None,
         portable=True if options["portable"] else None,
         keep_float=options["keep_float"] or None,
+        bn_tuning=False if options["no_bn_tuning"] else None,
+        migrate_norms=True if options["migrate_norms"] else None,
+        without=options["without"] or None,
     )
     _tell(result.data.get("notes"), log)
     return result

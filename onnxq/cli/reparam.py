@@ -15,6 +15,7 @@ from onnxq.cli.common import require_writable, stdout_console, terminal_log
 @click.option("--floor-db", type=float, metavar="DB", help="Leave parallel branches apart whose fused kernel would "
               "keep less than this signal-to-noise ratio at 8 bits; quantize uses 32.")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="Equalise the channels of neighbouring layers, too.")
+@click.option("--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out; repeatable.")
 @click.option("--shape", "shapes", multiple=True, metavar="INPUT:1,3,224,224", help="Size of a dynamic input; "
               "repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -24,6 +25,7 @@ def reparam(
     output: Path,
     floor_db: float | None,
     equalize: bool,
+    without: tuple[str, ...],
     shapes: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -40,7 +42,8 @@ def reparam(
     graph.require_readable(model)
     require_writable(output, model)
     with terminal_log(quiet or as_json) as log:
-        found = run(model, floor_db=floor_db, equalize=equalize, shapes=bench.parse_shapes(shapes), log=log)
+        sizes = bench.parse_shapes(shapes)
+        found = run(model, floor_db=floor_db, equalize=equalize, without=without, shapes=sizes, log=log)
         graph.save(found.model, output)
     summary = found.summary(output)
     if as_json:

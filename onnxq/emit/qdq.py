@@ -14,32 +14,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.emit.tables import store_table
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Layer, Model, Node, Value
 from onnxq.grid import Grid, quantize
-from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
 
-def emit(model: Model, plan: QuantPlan, metadata: Mapping[str, str] | None = None) -> Model:
+def emit(
+    model: Model,
+    plan: QuantPlan,
+    metadata: Mapping[str, str] | None = None,
+    learned: Mapping[str, LearnedLayer] | None = None,
+) -> Model:
     """The quantized model of `plan`.
 
     Args:
         model: The prepared float model the plan was made for; left as it is.
         plan: Grids and placement.
         metadata: Provenance for the file's `metadata_props`.
+        learned: Codes and biases that replace plain rounding, by node name; entries of nodes whose weights the plan
+            does not quantize are not looked at.
 
     Raises:
-        UnsupportedError: The plan names tensors or nodes that the model does not have.
+        UnsupportedError: The plan names tensors or nodes that the model does not have, or what was learned does not
+            fit: codes of another shape, or a bias for a MatMul without an Add behind it.
     """
+    learned = learned or {}
     quantized = model.clone()
     nodes, values = graph.node_names(quantized), graph.value_map(quantized)
     _require(plan, nodes, values)
     layers = {name: _layer(nodes[name]) for name in plan.weights}
     for name, layer in layers.items():
-        _emit_weight(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale)
+        _emit_weight(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale, learned.get(name))
     integer = set(plan.integer)
     inside = {node for node in nodes.values() if node.name in integer}
     for name in plan.constants:
@@ -84,7 +94,9 @@ def _input_grid(plan: QuantPlan, layer: Layer) -> TensorGrid:
     return plan.tensors[data]
 
 
-def _emit_weight(model: Model, layer: Layer, weights: WeightGrid, input_scale: float) -> None:
+def _emit_weight(
+    model: Model, layer: Layer, weights: WeightGrid, input_scale: float, learned: LearnedLayer | None
+) -> None:
     node, name = layer.node, str(layer.node.name)
     steps = np.asarray(weights.scales, np.float32)
     whole = weights.axis is None and len(steps) == 1
@@ -94,21 +106,33 @@ def _emit_weight(model: Model, layer: Layer, weights: WeightGrid, input_scale: f
             f"the weight keeps axis {layer.axis} with {layer.channels} channels."
         )
     steps = steps if weights.axis is not None else steps.reshape(())
-    codes = quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
+    codes = learned.codes if learned is not None else weight_codes(layer, weights)
+    if codes.shape != layer.weight.shape:
+        raise UnsupportedError(f"codes of shape {list(codes.shape)} were learned for {name!r}; its weight has another.")
     stored = _dequantized(model, f"{name}.weight", codes, steps, weights.axis, node)
     node.replace_input_with(1, stored)
-    floats = layer.bias
+    floats = layer.bias if learned is None or learned.bias is None else learned.bias
     if floats is None and node.op_type == "Gemm":  # the runtime would fuse a bare one with a Sum or Transpose behind it
         floats = np.zeros(layer.channels, np.float32)
-        node.resize_inputs(3)
     if floats is None:
         return
+    if layer.bias_add is None:
+        if node.op_type == "MatMul":
+            raise UnsupportedError(f"a bias was learned for {name!r}, which has no Add to hold it.")
+        node.resize_inputs(3)
     bias_steps = (np.float32(input_scale) * steps).astype(np.float32)
     holder = layer.bias_add or node
     bias_codes = np.clip(np.rint(floats.astype(np.float64) / bias_steps), -(2**31) + 1, 2**31 - 1)
     bias_axis = None if bias_steps.ndim == 0 else 0
     bias = _dequantized(model, f"{name}.bias", bias_codes.astype(np.int32), bias_steps, bias_axis, node)
     holder.replace_input_with(_bias_index(layer), bias)
+
+
+def weight_codes(layer: Layer, weights: WeightGrid) -> npt.NDArray[np.int8]:
+    """The layer's weights rounded to the nearest codes of their grid."""
+    steps = np.asarray(weights.scales, np.float32)
+    steps = steps if weights.axis is not None else steps.reshape(())
+    return quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
 
 
 def _bias_index(layer: Layer) -> int:
@@ -141,15 +165,17 @@ def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Nod
     array = graph.constant(value)
     assert array is not None
     name = graph.name_of(value)
-    codes = quantize(array, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
-    scale, zero = _grid_constants(model, name, grid)
-    stored = graph.add_constant(model, f"{name}_q", codes.astype(np.int8 if grid.signed else np.uint8))
 
     def reads(node: Node) -> bool:
         """The same initializer may also be a bound of a Clip."""
         return node in inside and node.op_type in ("Add", "Mul", "Concat")
 
-    first = next(user for user in graph.users(value) if reads(user))
+    first = next((user for user in graph.users(value) if reads(user)), None)
+    if first is None:  # in a part of the model for which the plan was made
+        return
+    codes = quantize(array, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
+    scale, zero = _grid_constants(model, name, grid)
+    stored = graph.add_constant(model, f"{name}_q", codes.astype(np.int8 if grid.signed else np.uint8))
     restored = graph.add_node(model, "DequantizeLinear", [stored, scale, zero], f"{name}_dq", before=first)
     graph.redirect(value, restored, reads)
 
@@ -202,6 +228,5 @@ def _as_sum(model: Model, node: Node) -> None:
     old = node.outputs[0]
     output.shape, output.type = old.shape, old.type
     graph.redirect(old, output)
-    if old.is_graph_output():
-        graph.move_name(old, output, model)
+    graph.move_name(old, output, model)
     model.graph.remove(node, safe=True)

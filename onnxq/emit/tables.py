@@ -34,6 +34,5 @@ def store_table(model: Model, node: Node) -> None:
     result = graph.add_node(model, "Mul", [floats, factors], f"{name}_values", before=node)
     old = node.outputs[0]
     graph.redirect(old, result)
-    if old.is_graph_output():
-        graph.move_name(old, result, model)
+    graph.move_name(old, result, model)
     model.graph.remove(node, safe=True)

@@ -6,6 +6,7 @@ done to them goes through the functions here.
 
 from onnx_ir import Graph, Model, Node, Value
 
+from onnxq.graph.cut import sub_model
 from onnxq.graph.edit import (
     add_constant,
     add_node,
@@ -49,6 +50,7 @@ from onnxq.graph.look import (
     value_map,
 )
 from onnxq.graph.slices import cut_at_codes, with_outputs
+from onnxq.graph.soften import Softened, soften
 
 __all__ = [
     "LAYER_OPS",
@@ -58,6 +60,7 @@ __all__ = [
     "Layer",
     "Model",
     "Node",
+    "Softened",
     "Value",
     "activation_after",
     "add_constant",
@@ -93,6 +96,8 @@ __all__ = [
     "require_readable",
     "save",
     "set_attribute",
+    "soften",
+    "sub_model",
     "to_bytes",
     "unique_name",
     "users",

@@ -1,5 +1,7 @@
 """Rewrites that keep what the model computes, one per file, and the guard under which they run."""
 
+from collections.abc import Collection
+
 from onnxq.passes.base import Pass, apply, difference
 from onnxq.passes.channels_first import ChannelsFirst
 from onnxq.passes.drop_identity import DropIdentity
@@ -26,14 +28,17 @@ FLOOR_DB = 32.0
 """Parallel branches are fused where 8 bits hold the fused kernel this well."""
 
 
-def rewrites(floor_db: float | None = FLOOR_DB, equalize: bool = False) -> tuple[Pass, ...]:
+def rewrites(
+    floor_db: float | None = FLOOR_DB, equalize: bool = False, without: Collection[str] = ()
+) -> tuple[Pass, ...]:
     """The passes in their order.
 
     Args:
         floor_db: See `FuseBranches`.
         equalize: Equalise the channels of neighbouring layers, too: for weights with one step per tensor.
+        without: Names of passes to leave out.
     """
-    return (
+    every: tuple[Pass, ...] = (
         FoldConstants(),
         DropIdentity(),
         ChannelsFirst(),
@@ -56,14 +61,18 @@ def rewrites(floor_db: float | None = FLOOR_DB, equalize: bool = False) -> tuple
         MergeGroups(),
         *((Equalize(),) if equalize else ()),
     )
+    return tuple(rewrite for rewrite in every if type(rewrite).__name__ not in without)
 
 
 DEFAULT = rewrites()
 """What every model goes through before it is quantized."""
+PASS_NAMES = tuple(dict.fromkeys(type(rewrite).__name__ for rewrite in rewrites(equalize=True)))
+"""Names of all rewrites."""
 
 __all__ = [
     "DEFAULT",
     "FLOOR_DB",
+    "PASS_NAMES",
     "ChannelsFirst",
     "DropIdentity",
     "Equalize",

@@ -15,22 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxq import graph
+from onnxq.passes.affine import norm_affine
 from onnxq.passes.base import Pass
-
-Vector = npt.NDArray[np.float64]
-Stored = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """A layer and the constants that make it do the work of the BatchNormalization behind it."""
-
-    layer: graph.Layer
-    weight: Stored
-    bias: Stored
+from onnxq.passes.scaling import Edit, apply_edit, edit, output_axis, scaled_outputs
 
 
 @dataclass(frozen=True)
@@ -41,39 +30,35 @@ class FoldBatchNorm(Pass):
         """Rewrite `model` in place; returns the number of BatchNormalization nodes removed."""
         folded = 0
         for norm in graph.nodes(model, "BatchNormalization"):
-            plan = _plan(norm)
-            if isinstance(plan, _Fold):
-                _write(plan, norm, model)
+            change = _change(norm)
+            if isinstance(change, Edit):
+                apply_edit(model, change)
+                graph.bypass(norm, model)
                 folded += 1
         return folded
 
     def refused(self, model: graph.Model) -> dict[str, str]:
         """BatchNormalization nodes that stay: node name -> reason."""
-        plans = ((norm, _plan(norm)) for norm in graph.nodes(model, "BatchNormalization"))
-        return {str(norm.name): plan for norm, plan in plans if isinstance(plan, str)}
+        changes = ((norm, _change(norm)) for norm in graph.nodes(model, "BatchNormalization"))
+        return {str(norm.name): reason for norm, reason in changes if isinstance(reason, str)}
 
 
-def _plan(norm: graph.Node) -> _Fold | str:
-    """What to write, or why `norm` stays."""
+def _change(norm: graph.Node) -> Edit | str:
+    """What becomes of the layer in front of `norm`, or why `norm` stays."""
     if graph.attribute(norm, "training_mode", 0) or any(output.name for output in norm.outputs[1:]):
         return "it is in training mode; export the model in evaluation mode"
     layer = _layer_before(norm)
     if isinstance(layer, str):
         return layer
-    affine = _affine(norm)
+    affine = norm_affine(norm)
     if isinstance(affine, str):
         return affine
     scale, shift = affine
-    groups = graph.attribute(layer.node, "group", 1) if layer.node.op_type == "ConvTranspose" else 1
-    if len(scale) != layer.channels * groups:
-        return f"it has {len(scale)} channels, {layer.node.name} in front of it {layer.channels * groups}"
-    bias = np.zeros(len(scale)) if layer.bias is None else layer.bias.astype(np.float64)
-    with np.errstate(over="ignore"):
-        weight = _scaled(layer, scale, groups).astype(np.float32)
-        bias32 = (scale * bias + shift).astype(np.float32)
-    if not (np.isfinite(weight).all() and np.isfinite(bias32).all()):
-        return "the folded weights are too large for float32"
-    return _Fold(layer, weight, bias32)
+    channels = output_axis(layer).channels
+    if len(scale) != channels:
+        return f"it has {len(scale)} channels, {layer.node.name} in front of it {channels}"
+    bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
+    return edit(layer, scaled_outputs(layer, scale), scale * bias + shift)
 
 
 def _layer_before(norm: graph.Node) -> graph.Layer | str:
@@ -97,44 +82,3 @@ def _layer_before(norm: graph.Node) -> graph.Layer | str:
     if head.op_type == "MatMul" and (value.shape is None or len(value.shape) != 2):
         return f"the output of {node.name} is not known to be a matrix, so its channels may be another axis"
     return layer
-
-
-def _affine(norm: graph.Node) -> tuple[Vector, Vector] | str:
-    """(s, t) of y = s * x + t, or why they are not known."""
-    constants = [graph.constant(value) for value in norm.inputs[1:5]]
-    found = [array.astype(np.float64) for array in constants if array is not None]
-    if len(found) != 4:
-        return "its parameters are not constants"
-    gamma, beta, mean, variance = found
-    spread = variance + graph.attribute(norm, "epsilon", 1e-5)
-    if not (spread > 0).all():
-        return "its variance is not positive"
-    scale = gamma / np.sqrt(spread)
-    return scale, beta - scale * mean
-
-
-def _scaled(layer: graph.Layer, scale: Vector, groups: int) -> Vector:
-    """The weight with every output channel multiplied by its scale."""
-    weight = layer.weight.astype(np.float64)
-    if groups > 1:
-        parts = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, inputs / groups, outputs / groups, ...]
-        return (parts * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-    return weight * scale.reshape([-1 if axis == layer.axis else 1 for axis in range(weight.ndim)])
-
-
-def _write(fold: _Fold, norm: graph.Node, model: graph.Model) -> None:
-    """Give the layer its new constants (never in place: the old may be shared) and remove `norm`."""
-    layer, node = fold.layer, fold.layer.node
-    graph.replace_constant(model, node, 1, fold.weight)
-    if node.op_type != "MatMul":
-        graph.replace_constant(model, node, 2, fold.bias, f"{node.name}_bias")
-    elif layer.bias_add is not None:
-        add = layer.bias_add
-        graph.replace_constant(model, add, 1 if add.inputs[0] is node.outputs[0] else 0, fold.bias)
-    else:
-        product = node.outputs[0]
-        bias = graph.add_constant(model, f"{node.name}_bias", fold.bias)
-        total = graph.add_node(model, "Add", [product, bias], f"{node.name}_add", after=node, dtype=product.dtype)
-        total.shape = product.shape
-        norm.replace_input_with(0, total)
-    graph.bypass(norm, model)

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from onnxq import passes
 from onnxq.calibrate.channels import ChannelRange, channel_ranges
 from onnxq.graph import Model
-from onnxq.passes.migrate import Pair, pairs
+from onnxq.passes.migrate import MigrateNorms, Pair, pairs
 from onnxq.passes.migration import Migration, search
-from onnxq.types import Dataset, Log, Silence
+from onnxq.pipeline.prepare import Prepared
+from onnxq.recipe import Recipe
+from onnxq.types import Dataset, Feeds, Log, Silence
 
 SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
+
+
+def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()) -> Prepared:
+    """`prepared` with the migrations that help, checked on `probe`; what is refused is recorded with the passes."""
+    choices = choose_migrations(
+        prepared.model, rows, settings.activation_bits, settings.weight_bits, log, seed=settings.seed
+    )
+    model = prepared.model.clone()
+    applied = passes.apply(model, [MigrateNorms(choices)], probe)
+    return replace(prepared, model=model, passes=(*prepared.passes, *applied))
 
 
 def choose_migrations(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from onnxq import bench, passes
+from onnxq.errors import UsageError
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare
 from onnxq.types import Log, Silence
 
@@ -22,6 +23,7 @@ def reparam(
     *,
     floor_db: float | None = None,
     equalize: bool = False,
+    without: Collection[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     log: Log = Silence(),
 ) -> Prepared:
@@ -32,17 +34,25 @@ def reparam(
         floor_db: Leave parallel branches apart where their fused kernel would keep less than this signal-to-noise
             ratio at 8 bits, as `quantize` does; None fuses whatever is exact in float.
         equalize: Equalise the channels of neighbouring layers, too (for weights with one step per tensor).
+        without: Names of passes to leave out.
         shapes: Sizes of dynamic inputs for the check.
         log: Progress.
 
     Raises:
         InputError: The model cannot be read.
         UnsupportedError: It is quantized already.
-        UsageError: `shapes` does not fit the inputs.
+        UsageError: `shapes` does not fit the inputs, or there is no such pass.
     """
+    for name in without:
+        if name not in passes.PASS_NAMES:
+            raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(passes.PASS_NAMES)}.")
     loaded = load_float(model)
     specs = model_inputs(loaded)
     batch = bench.fixed_batch(specs) or PROBE_BATCH
     return prepare(
-        model, loaded, lambda: bench.make_feeds(specs, batch, shapes=shapes), log, passes.rewrites(floor_db, equalize)
+        model,
+        loaded,
+        lambda: bench.make_feeds(specs, batch, shapes=shapes),
+        log,
+        passes.rewrites(floor_db, equalize, without),
     )

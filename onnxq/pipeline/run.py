@@ -10,17 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import bench, calibrate, graph, runtime
+from onnxq import bench, calibrate, graph, passes, runtime
 from onnxq.calibrate import RULES, Preprocess
 from onnxq.emit import emit
 from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
+from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.tuning import tune_moments
 from onnxq.pipeline.verify import verify
-from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place, save_plan
+from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
-from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan, Silence, Verdict
+from onnxq.types import Dataset, Feeds, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
 from onnxq.version import __version__
 
 TRIAL_ROWS = 16
@@ -39,6 +41,7 @@ class QuantizedModel:
         data: Where the calibration rows came from.
         rows: How many of them calibrated the ranges.
         verdict: What verification found; None for a dry run.
+        learned: Codes and biases that replace plain rounding, by node name.
     """
 
     model: Model
@@ -48,6 +51,7 @@ class QuantizedModel:
     data: Mapping[str, object]
     rows: int
     verdict: Verdict | None
+    learned: Mapping[str, LearnedLayer]
 
     @property
     def simulated(self) -> bool:
@@ -61,8 +65,10 @@ class QuantizedModel:
         return target
 
     def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
+        """Write the plan as JSON; learned codes and biases go beside it, into a file ending in .npz."""
         save_plan(self.plan, Path(path))
+        if self.learned:
+            save_learned(self.learned, Path(path).with_suffix(".npz"))
 
 
 def quantize(
@@ -106,19 +112,33 @@ def quantize(
     dataset = calibrate.open_data(
         data, model_inputs(loaded), preprocess=preprocess, samples=settings.samples, batch=batch
     )
-    fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
-    prepared = prepare(model, loaded, lambda: probe_of(dataset, fixed), log)
     rows, held_out = calibrate.split(dataset)
+    prepared = _prepared(model, loaded, dataset, rows, settings, log)
     placement, observations = _observe(prepared.model, rows, settings, log)
     ranges = _ranges(prepared.model, placement, observations, rows, settings, log)
-    plan = _plan(prepared.model, placement, ranges, rows, settings, log)
+    tuned = Tuned(_plan(prepared.model, placement, ranges, rows, settings, log))
+    if settings.bn_tuning:
+        tuned = tune_moments(prepared.model, tuned, rows, settings.seed, log)
+    plan = tuned.plan
     log.stage("Writing the quantized graph")
-    quantized = emit(prepared.model, plan, _provenance(Path(model), settings, rows.provenance))
+    quantized = emit(prepared.model, plan, _provenance(Path(model), settings, rows.provenance), tuned.layers)
     verdict = None
     if check:
         macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
         verdict = verify(prepared, quantized, plan, held_out, macs, time_it=time_it, seed=settings.seed, log=log)
-    return QuantizedModel(quantized, plan, prepared, settings, rows.provenance, observations.rows, verdict)
+    return QuantizedModel(
+        quantized, plan, prepared, settings, rows.provenance, observations.rows, verdict, tuned.layers
+    )
+
+
+def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:
+    """The float graph in the form that quantizes best."""
+    fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
+    rewrites = passes.rewrites(equalize=not settings.per_channel, without=settings.without)
+    prepared = prepare(path, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
+    if settings.migrate_norms:
+        prepared = migrate_norms(prepared, rows, probe_of(rows, fixed), settings, log)
+    return prepared
 
 
 def _require_layers(model: Model, path: Path) -> None:

@@ -1,7 +1,7 @@
 """What runs in integers, and on which grids."""
 
 from onnxq.plan.blocks import Block, find_blocks, layer_slices
-from onnxq.plan.file import load_plan, plan_from_json, plan_to_json, save_plan
+from onnxq.plan.file import load_learned, load_plan, plan_from_json, plan_to_json, save_learned, save_plan
 from onnxq.plan.grids import Groups, Precision, Range, activation_bits, make_plan
 from onnxq.plan.placement import Placement, place
 from onnxq.plan.units import Unit, units_of
@@ -17,12 +17,14 @@ __all__ = [
     "activation_bits",
     "find_blocks",
     "layer_slices",
+    "load_learned",
     "load_plan",
     "make_plan",
     "place",
     "plan_from_json",
     "plan_to_json",
     "room_for_bias",
+    "save_learned",
     "save_plan",
     "units_of",
 ]

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
-from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
 
@@ -69,6 +71,37 @@ def save_plan(plan: QuantPlan, path: Path) -> None:
             temporary.write_text(plan_to_json(plan), encoding="utf-8")
     except OSError as error:
         raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def save_learned(layers: Mapping[str, LearnedLayer], path: Path) -> None:
+    """Write learned codes and biases beside a plan, as .npz; whole or not at all. `EnvironmentFault` as above.
+
+    The array `names` lists the nodes; `codes_0`, `bias_0` and so on belong to them in this order.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {"names": np.array(list(layers), np.str_)}
+    for index, layer in enumerate(layers.values()):
+        arrays[f"codes_{index}"] = layer.codes
+        if layer.bias is not None:
+            arrays[f"bias_{index}"] = layer.bias
+    try:
+        with graph.atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def load_learned(path: Path) -> dict[str, LearnedLayer]:
+    """Read what `save_learned` wrote; `InputError` when it is something else."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            stored = dict(arrays)
+        names = [str(name) for name in stored["names"]]
+        return {
+            name: LearnedLayer(stored[f"codes_{index}"], stored.get(f"bias_{index}"))
+            for index, name in enumerate(names)
+        }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} holds no learned layers: {error}") from error
 
 
 def load_plan(path: Path) -> QuantPlan:

@@ -16,6 +16,10 @@ class Log(Protocol):
         """So many rows of the current step are done."""
         ...
 
+    def step(self, text: str) -> None:
+        """The current step has come this far."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth knowing."""
         ...
@@ -32,6 +36,9 @@ class Silence:
         """Say nothing."""
 
     def advance(self, done: int) -> None:
+        """Say nothing."""
+
+    def step(self, text: str) -> None:
         """Say nothing."""
 
     def note(self, text: str) -> None:

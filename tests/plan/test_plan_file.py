@@ -1,13 +1,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import InputError
-from onnxq.plan import load_plan, plan_from_json, plan_to_json, save_plan
-from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+from onnxq.plan import load_learned, load_plan, plan_from_json, plan_to_json, save_learned, save_plan
+from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
 PLAN = QuantPlan(
     target="cpu",
@@ -172,3 +173,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "p.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
         load_plan(tmp_path / "p.json")
+
+
+def test_learned_layers_come_back_exactly(tmp_path):
+    layers = {
+        "/a/Conv": LearnedLayer(np.array([[-127, 3]], np.int8), np.array([0.1, -2.5], np.float32)),
+        "b": LearnedLayer(np.zeros((2, 1, 3), np.int8)),
+    }
+    save_learned(layers, tmp_path / "plan.npz")
+    back = load_learned(tmp_path / "plan.npz")
+    assert list(back) == ["/a/Conv", "b"]
+    for name, layer in layers.items():
+        np.testing.assert_array_equal(back[name].codes, layer.codes, strict=True)
+    np.testing.assert_array_equal(back["/a/Conv"].bias, layers["/a/Conv"].bias, strict=True)
+    assert back["b"].bias is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"])
+def test_a_file_that_holds_no_learned_layers_is_refused(content, tmp_path):
+    path = tmp_path / "plan.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="holds no learned layers"):
+        load_learned(path)

@@ -1,0 +1,19 @@
+"""Tuning: better codes, steps and biases than plain rounding gives, block after block."""
+
+from onnxq.tune.cache import BUDGET_BYTES
+from onnxq.tune.job import ErrorSums, Job, Method, block_error
+from onnxq.tune.moments import TuneMoments
+from onnxq.tune.walk import BlockResult, batches_of, halves, walk
+
+__all__ = [
+    "BUDGET_BYTES",
+    "BlockResult",
+    "ErrorSums",
+    "Job",
+    "Method",
+    "TuneMoments",
+    "batches_of",
+    "block_error",
+    "halves",
+    "walk",
+]

@@ -1,0 +1,124 @@
+"""One block to be tuned: its float graph, what goes in, and what should come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from onnxq import graph
+from onnxq.emit import emit
+from onnxq.graph import Model
+from onnxq.plan import Block
+from onnxq.runtime import Session, SessionConfig
+from onnxq.types import Array, Feeds, QuantPlan, Tuned
+
+
+@dataclass(frozen=True)
+class Job:
+    """One block to be tuned.
+
+    Attributes:
+        block: Its names.
+        model: Its float graph: the block's inputs in, its outputs out.
+        feeds: Inputs as the quantized network makes them, one feed per batch.
+        floats: Inputs as the float network makes them.
+        targets: Outputs of the float network.
+        train: Batches to learn from.
+        held: Batches that judge.
+        seed: Of everything random.
+    """
+
+    block: Block
+    model: Model
+    feeds: Sequence[Feeds]
+    floats: Sequence[Feeds]
+    targets: Sequence[Feeds]
+    train: tuple[int, ...]
+    held: tuple[int, ...]
+    seed: int = 0
+
+
+class Method(Protocol):
+    """Finds better grids, codes or biases for a block. Implementations are frozen dataclasses of hyper-parameters."""
+
+    @property
+    def name(self) -> str:
+        """As reports call it."""
+        ...
+
+    @property
+    def judged(self) -> bool:
+        """Whether the result is dropped where it makes the block's outputs worse on the held batches."""
+        ...
+
+    def __call__(self, job: Job, tuned: Tuned) -> Tuned:
+        """`tuned` with the entries of the block's layers and tensors replaced."""
+        ...
+
+
+def restrict(plan: QuantPlan, model: Model) -> QuantPlan:
+    """The part of a plan that concerns a sub-model."""
+    nodes, values = graph.node_names(model), graph.value_map(model)
+    inputs = {graph.name_of(value) for value in model.graph.inputs}
+    return replace(
+        plan,
+        tensors={name: grid for name, grid in plan.tensors.items() if name in values},
+        weights={name: grid for name, grid in plan.weights.items() if name in nodes},
+        integer=tuple(name for name in plan.integer if name in nodes),
+        skipped={},
+        guards=tuple(name for name in plan.guards if name in values and name not in inputs),
+        sums=tuple(name for name in plan.sums if name in nodes),
+        constants={name: grid for name, grid in plan.constants.items() if name in values},
+        tables=tuple(name for name in plan.tables if name in nodes),
+    )
+
+
+def quantized(job: Job, tuned: Tuned) -> Model:
+    """The block's QDQ graph."""
+    part = restrict(tuned.plan, job.model)
+    layers = {name: layer for name, layer in tuned.layers.items() if name in part.weights}
+    return emit(job.model, part, learned=layers)
+
+
+def block_error(job: Job, tuned: Tuned, batches: Sequence[int] | None = None) -> float:
+    """Error of the quantized block's outputs: noise power over signal power, mean over the outputs.
+
+    The block gets the inputs of the quantized network, and runs in the kernels that users will run.
+
+    Args:
+        job: The block.
+        tuned: What to judge.
+        batches: Which batches; the held ones by default.
+    """
+    session = Session(quantized(job, tuned), SessionConfig(stop_spinning=True))
+    sums = ErrorSums()
+    for batch in batches if batches is not None else job.held:
+        sums.add(job.targets[batch], session.run(job.feeds[batch]))
+    return sums.relative()
+
+
+class ErrorSums:
+    """Running sums of noise and signal power, per output."""
+
+    def __init__(self) -> None:
+        self._noise: dict[str, float] = {}
+        self._power: dict[str, float] = {}
+
+    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Count one batch of outputs; what is infinite or NaN in `expected` is left out, what became so is lost."""
+        for name, target in expected.items():
+            if target.dtype.kind != "f":
+                continue
+            usable = np.isfinite(target)
+            wanted, given = target[usable].astype(np.float64), found[name][usable].astype(np.float64)
+            noise = np.square(np.where(np.isfinite(given), given, 0.0) - wanted).sum()
+            self._noise[name] = self._noise.get(name, 0.0) + float(noise)
+            self._power[name] = self._power.get(name, 0.0) + float(np.square(wanted).sum())
+
+    def relative(self) -> float:
+        """Noise over signal, mean over the outputs."""
+        shares = [self._noise[name] / max(power, 1e-30) for name, power in self._power.items()]
+        return float(np.mean(shares)) if shares else 0.0
