@@ -15,7 +15,7 @@ from onnxq.types import Array, Dataset, Feeds, Log, Tuned
 
 ROWS = 128
 """Most calibration rows that moments are measured on; more change little."""
-BATCH = 32
+BATCH = 8
 QUIET = SessionConfig(stop_spinning=True)
 
 

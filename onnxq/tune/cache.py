@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxq.types import Array, Feeds
 
-BUDGET_BYTES = 1 << 30
+BUDGET_BYTES = 1 << 28
 
 
 class Cache:
