@@ -14,7 +14,7 @@ from onnxq.cli.common import require_writable, terminal_log
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def simplify(model: Path, output: Path, quiet: bool) -> None:
-    """Simplify MODEL: fold constants and BatchNormalization, drop identities. The outputs stay the same."""
+    """Write the float graph as quantize prepares it by default. The outputs stay the same."""
     from onnxq import graph
     from onnxq.pipeline import simplify as run
 
