@@ -1,6 +1,7 @@
 """Sums of many branches, of sequences inside branches and of what is no branch, in onnxruntime."""
 
 import pytest
+from branching import NORM, check, statistics
 from helpers import assert_same_outputs, model, ops, run, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,27 +10,6 @@ from onnxq import graph
 from onnxq.passes.base import apply
 from onnxq.passes.fold_batch_norm import FoldBatchNorm
 from onnxq.passes.fuse_branches import FuseBranches
-
-NORM = "BatchNormalization<epsilon = 0.1>"
-
-
-def statistics(channels):
-    return {
-        "gamma": weights(channels, seed=1),
-        "beta": weights(channels, seed=2),
-        "mean": weights(channels, seed=3),
-        "var": weights(channels, seed=4, low=0.5, high=2.0),
-    }
-
-
-def check(m, feeds, expected=("Conv",), count=None):
-    before = run(m, feeds)
-    applied = apply(m, [FuseBranches()], feeds)[0]
-    assert ops(m) == list(expected)
-    if count is not None:
-        assert applied.count == count
-    assert_same_outputs(before, run(m, feeds), rtol=1e-4, atol=1e-4)
-    assert FuseBranches()(m) == 0
 
 
 def block(body, channels, size=(7, 6), **shapes):
