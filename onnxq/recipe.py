@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from onnxq import passes
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
-from onnxq.passes import PASS_NAMES
 
 TARGETS = ("auto", "cpu")
 PRESET_NAMES = ("fast", "balanced")
@@ -78,9 +78,7 @@ class Recipe:
             if getattr(self, name) not in known:
                 word = getattr(self, name)
                 raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{_near(word, known)}")
-        for name in self.without:
-            if name not in PASS_NAMES:
-                raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(PASS_NAMES)}.")
+        passes.require_known(self.without)
         for name, least in (("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")

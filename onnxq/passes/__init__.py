@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from onnxq.errors import UsageError
 from onnxq.passes.base import Pass, apply, difference
 from onnxq.passes.channels_first import ChannelsFirst
 from onnxq.passes.drop_identity import DropIdentity
@@ -64,6 +65,17 @@ def rewrites(
     return tuple(rewrite for rewrite in every if type(rewrite).__name__ not in without)
 
 
+def require_known(names: Collection[str]) -> None:
+    """Refuse names that no rewrite has.
+
+    Raises:
+        UsageError: Lists the rewrites there are.
+    """
+    for name in names:
+        if name not in PASS_NAMES:
+            raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(PASS_NAMES)}.")
+
+
 DEFAULT = rewrites()
 """What every model goes through before it is quantized."""
 PASS_NAMES = tuple(dict.fromkeys(type(rewrite).__name__ for rewrite in rewrites(equalize=True)))
@@ -96,5 +108,6 @@ __all__ = [
     "TransposeToDepth",
     "apply",
     "difference",
+    "require_known",
     "rewrites",
 ]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.graph import Layer, Model
+from onnxq.passes.scaling import Edit, apply_edit
 
 Kernel = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
@@ -74,22 +75,4 @@ def takes_shift(layer: Layer) -> bool:
 
 def write_layer(model: Model, layer: Layer, weight: npt.NDArray[np.float32], bias: Vector | None) -> None:
     """Give `layer` its new weight and, unless it is None, its new bias [outputs]; one is made where there was none."""
-    node = layer.node
-    graph.replace_constant(model, node, 1, weight)
-    if bias is None:
-        return
-    stored = bias.astype(np.float32)
-    if node.op_type != "MatMul":
-        graph.replace_constant(model, node, 2, stored, f"{node.name}_bias")
-        return
-    if layer.bias_add is not None:
-        add = layer.bias_add
-        graph.replace_constant(model, add, 1 if add.inputs[0] is node.outputs[0] else 0, stored)
-        return
-    product = node.outputs[0]
-    constant = graph.add_constant(model, f"{node.name}_bias", stored)
-    total = graph.add_node(model, "Add", [product, constant], f"{node.name}_add", after=node, dtype=product.dtype)
-    total.shape = product.shape
-    graph.redirect(product, total, skip=total.producer())
-    if product.is_graph_output():
-        graph.move_name(product, total, model)
+    apply_edit(model, Edit(layer, weight, None if bias is None else bias.astype(np.float32)))

@@ -67,6 +67,11 @@ def model_inputs(model: Model) -> list[InputSpec]:
     return [InputSpec(*spec) for spec in graph.input_specs(model)]
 
 
+def rows_are_free(model: Model) -> bool:
+    """Whether every input's first axis is free, so that batches may be cut into pieces."""
+    return all(spec.shape and not isinstance(spec.shape[0], int) for spec in model_inputs(model))
+
+
 def prepare(
     path: str | Path,
     model: Model,

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from onnxq import bench, passes
-from onnxq.errors import UsageError
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare
 from onnxq.types import Log, Silence
 
@@ -43,9 +42,7 @@ def reparam(
         UnsupportedError: It is quantized already.
         UsageError: `shapes` does not fit the inputs, or there is no such pass.
     """
-    for name in without:
-        if name not in passes.PASS_NAMES:
-            raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(passes.PASS_NAMES)}.")
+    passes.require_known(without)
     loaded = load_float(model)
     specs = model_inputs(loaded)
     batch = bench.fixed_batch(specs) or PROBE_BATCH

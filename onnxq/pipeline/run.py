@@ -17,7 +17,7 @@ from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
 from onnxq.pipeline.migration import migrate_norms
-from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of, rows_are_free
 from onnxq.pipeline.tuning import tune_moments
 from onnxq.pipeline.verify import verify
 from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place, save_learned, save_plan
@@ -212,7 +212,7 @@ def _readers(placement: Placement) -> dict[str, list[Layer]]:
 
 def _some(rows: Dataset, count: int, model: Model) -> list[Feeds]:
     """The first `count` rows in small batches (whole batches where the model fixes their size)."""
-    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in model_inputs(model))
+    free = rows_are_free(model)
     found: list[Feeds] = []
     taken = 0
     for feeds in rows:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnxq import graph
 from onnxq.emit import emit
 from onnxq.graph import Model
-from onnxq.pipeline.prepare import model_inputs
+from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import find_blocks
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums, TuneMoments, batches_of, halves, walk
@@ -35,13 +35,13 @@ def tune_moments(model: Model, tuned: Tuned, rows: Dataset, seed: int, log: Log)
     log.stage("Tuning means and spreads")
     shaped = model.clone()
     graph.infer_shapes(shaped)
-    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in model_inputs(model))
-    batches = list(batches_of(rows, BATCH, free=free, limit=ROWS))
+    batches = list(batches_of(rows, BATCH, free=rows_are_free(model), limit=ROWS))
     found, _ = walk(model, tuned, find_blocks(shaped), [TuneMoments()], batches, seed=seed, log=log)
     if found is tuned:
         return tuned
     held = [batches[index] for index in halves(len(batches))[1]]
-    wanted = [Session(model, QUIET).run(feeds) for feeds in held]
+    session = Session(model, QUIET)
+    wanted = [session.run(feeds) for feeds in held]
     before, after = (_error(model, state, held, wanted) for state in (tuned, found))
     if after >= before:
         log.note("means and spreads stay as rounding makes them: tuning them does not help this model")

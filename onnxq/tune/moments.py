@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
-from onnxq.emit import emit, weight_codes
+from onnxq.emit import weight_codes
 from onnxq.graph import Layer
 from onnxq.plan import room_for_bias
 from onnxq.runtime import Session, SessionConfig
-from onnxq.tune.job import Job, restrict
+from onnxq.tune.job import Job, quantized
 from onnxq.types import LearnedLayer, Tuned
 
 SIMULATED = SessionConfig(stop_spinning=True, simulate=True)
@@ -118,9 +118,7 @@ def _float_moments(job: Job, layers: Sequence[Layer]) -> dict[str, Moments]:
 
 
 def _quantized_moments(job: Job, tuned: Tuned, layer: Layer) -> Moments:
-    part = restrict(tuned.plan, job.model)
-    known = {name: found for name, found in tuned.layers.items() if name in part.weights}
-    model = emit(job.model, part, learned=known)
+    model = quantized(job, tuned)
     holder = graph.node_names(model)[str((layer.bias_add or layer.node).name)]
     result = graph.name_of(holder.outputs[0])  # a quantized output of the block carries its name behind its rounding
     session = Session(graph.with_outputs(model, [result], keep=False), SIMULATED)

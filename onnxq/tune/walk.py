@@ -151,7 +151,7 @@ def walk(
             job = Job(block, part, feeds, floats, targets, train, held, seed + index)
             if index >= done and block.layers:
                 log.step(f"block {index + 1} of {len(blocks)}: {block.name}")
-                tuned, found = _tune(job, tuned, methods, log)
+                tuned, found = _tune(job, tuned, methods)
                 results += found
                 if after is not None:
                     after(index + 1, tuned, found)
@@ -188,7 +188,7 @@ def _forget(cache: Cache, block: Block, last: Mapping[str, int], index: int, bat
                 cache.drop(_key("quantized", name), batch)
 
 
-def _tune(job: Job, tuned: Tuned, methods: Sequence[Method], log: Log) -> tuple[Tuned, list[BlockResult]]:
+def _tune(job: Job, tuned: Tuned, methods: Sequence[Method]) -> tuple[Tuned, list[BlockResult]]:
     found: list[BlockResult] = []
     error = block_error(job, tuned)
     for method in methods:
