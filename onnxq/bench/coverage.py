@@ -2,9 +2,9 @@
 
 What counts is the graph that the runtime has optimised, not the one in the file. There, a node that was fused
 into an integer kernel is found again by its weight: the kernel reads the stored integers under the name they
-have in the file (or the one that a folded Cast gave them). Where the weight does not tell - products of two
-activations, weights that the runtime rewrote or that several nodes share - the node's name does; the runtime
-keeps it, with a suffix at times. A node that is found neither way runs in float.
+have in the file, or the one that folding gave them where nodes unpack them. Where the weight does not tell -
+products of two activations, weights that the runtime rewrote or that several nodes share - the node's name does;
+the runtime keeps it, with a suffix at times. A node that is found neither way runs in float.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ def _weight_names(value: graph.Value | None) -> list[str]:
             return names if value.is_initializer() and not value.is_graph_input() else []
         if node.op_type == "Constant":
             return names
-        value = node.inputs[0] if node.op_type in _CARRIERS else None
+        if node.op_type not in _CARRIERS:  # nodes that unpack a constant
+            return names if graph.sources(value) is not None else []
+        value = node.inputs[0]
     return []
 
 

@@ -4,9 +4,9 @@
     w_q ----> DQ -+-> Conv|Gemm|MatMul -> [Relu|Clip] -> Q -> DQ -> ...
     b_q ----> DQ -+                                     int32, scale = x scale * weight scale, zero point 0
 
-Weights are int8 initializers called `<node>.weight_q`, biases int32 ones called `<node>.bias_q`. Weight axes follow
-the operator: Conv 0, Gemm 1 (transB=1: 0), MatMul 1; the runtime fuses a wrong axis without a word, so emission
-checks the length of the scales against the weight.
+Weights are int8 initializers called `<node>.weight_q`, or bytes that nodes unpack into that (`packing`); biases are
+int32 ones called `<node>.bias_q`. Weight axes follow the operator: Conv 0, Gemm 1 (transB=1: 0), MatMul 1; the runtime
+fuses a wrong axis without a word, so emission checks the length of the scales against the weight.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
+from onnxq.emit.borders import shifted
+from onnxq.emit.compact import compact
+from onnxq.emit.log_softmax import emit_log_softmax
+from onnxq.emit.packing import Packer
 from onnxq.emit.tables import store_table
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Layer, Model, Node, Value
 from onnxq.grid import Grid, quantize
-from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
+from onnxq.types import Border, LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
 
 def emit(
@@ -29,6 +33,8 @@ def emit(
     plan: QuantPlan,
     metadata: Mapping[str, str] | None = None,
     learned: Mapping[str, LearnedLayer] | None = None,
+    *,
+    packed: bool = False,
 ) -> Model:
     """The quantized model of `plan`.
 
@@ -38,6 +44,8 @@ def emit(
         metadata: Provenance for the file's `metadata_props`.
         learned: Codes and biases that replace plain rounding, by node name; entries of nodes whose weights the plan
             does not quantize are not looked at.
+        packed: Store weight codes of up to 6 bits packed, and give all that is added short names: a smaller file of the
+            same outputs and kernels that takes a little longer to load.
 
     Raises:
         UnsupportedError: The plan names tensors or nodes that the model does not have, or what was learned does not
@@ -48,14 +56,19 @@ def emit(
     nodes, values = graph.node_names(quantized), graph.value_map(quantized)
     _require(plan, nodes, values)
     layers = {name: _layer(nodes[name]) for name in plan.weights}
+    codes = {name: _codes(layer, plan.weights[name], learned.get(name)) for name, layer in layers.items()}
+    packer = Packer(quantized, {f"{name}.weight_q": array for name, array in codes.items()}) if packed else None
     for name, layer in layers.items():
-        _emit_weight(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale, learned.get(name))
+        _emit_weight(quantized, layer, plan.weights[name], codes[name], packer)
+        _emit_bias(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale, learned.get(name))
     integer = set(plan.integer)
     inside = {node for node in nodes.values() if node.name in integer}
     for name in plan.constants:
         _emit_constant(quantized, values[name], plan.constants[name], inside)
     for name in plan.tensors:
-        _emit_pair(quantized, values[name], plan.tensors[name], inside, name in plan.guards)
+        _emit_pair(quantized, values[name], plan.tensors[name], inside, name in plan.guards, plan.borders.get(name))
+    for name, grid in plan.log_softmax.items():
+        emit_log_softmax(quantized, nodes[name], grid, inside)
     for name in plan.guards:
         if name not in plan.tensors:
             _guard(quantized, values[name])
@@ -65,6 +78,8 @@ def emit(
         store_table(quantized, nodes[name])
     graph.remove_unused(quantized)
     graph.forget_shapes(quantized)
+    if packed:
+        compact(quantized, model)
     quantized.ir_version = graph.lowest_ir_version(quantized)
     quantized.producer_name = "onnxq"
     quantized.metadata_props.update(metadata or {})
@@ -72,12 +87,15 @@ def emit(
 
 
 def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Value]) -> None:
-    for name in (*plan.weights, *plan.integer, *plan.sums, *plan.tables):
+    for name in (*plan.weights, *plan.integer, *plan.sums, *plan.tables, *plan.log_softmax):
         if name not in nodes:
             raise UnsupportedError(f"the plan names the node {name!r}, which this model does not have.")
     for name in (*plan.tensors, *plan.constants, *plan.guards):
         if name not in values:
             raise UnsupportedError(f"the plan names the tensor {name!r}, which this model does not have.")
+    for name in plan.borders:
+        if name not in plan.tensors:
+            raise UnsupportedError(f"the plan gives {name!r} a rounding border, but does not quantize it.")
 
 
 def _layer(node: Node) -> Layer:
@@ -94,23 +112,33 @@ def _input_grid(plan: QuantPlan, layer: Layer) -> TensorGrid:
     return plan.tensors[data]
 
 
-def _emit_weight(
-    model: Model, layer: Layer, weights: WeightGrid, input_scale: float, learned: LearnedLayer | None
-) -> None:
-    node, name = layer.node, str(layer.node.name)
-    steps = np.asarray(weights.scales, np.float32)
-    whole = weights.axis is None and len(steps) == 1
-    if not whole and (weights.axis != layer.axis or len(steps) != layer.channels):
+def _codes(layer: Layer, weights: WeightGrid, learned: LearnedLayer | None) -> npt.NDArray[np.int8]:
+    """The layer's codes, learned or rounded, once everything fits."""
+    name, count = layer.node.name, len(weights.scales)
+    whole = weights.axis is None and count == 1
+    if not whole and (weights.axis != layer.axis or count != layer.channels):
         raise UnsupportedError(
-            f"the plan gives {name!r} {len(steps)} weight scales along axis {weights.axis}; "
+            f"the plan gives {name!r} {count} weight scales along axis {weights.axis}; "
             f"the weight keeps axis {layer.axis} with {layer.channels} channels."
         )
-    steps = steps if weights.axis is not None else steps.reshape(())
     codes = learned.codes if learned is not None else weight_codes(layer, weights)
     if codes.shape != layer.weight.shape:
         raise UnsupportedError(f"codes of shape {list(codes.shape)} were learned for {name!r}; its weight has another.")
-    stored = _dequantized(model, f"{name}.weight", codes, steps, weights.axis, node)
+    return codes
+
+
+def _emit_weight(
+    model: Model, layer: Layer, weights: WeightGrid, codes: npt.NDArray[np.int8], packer: Packer | None
+) -> None:
+    node = layer.node
+    stored = _dequantized(model, f"{node.name}.weight", codes, _steps(weights), weights.axis, node, packer)
     node.replace_input_with(1, stored)
+
+
+def _emit_bias(
+    model: Model, layer: Layer, weights: WeightGrid, input_scale: float, learned: LearnedLayer | None
+) -> None:
+    node, name = layer.node, str(layer.node.name)
     floats = layer.bias if learned is None or learned.bias is None else learned.bias
     if floats is None and node.op_type == "Gemm":  # the runtime would fuse a bare one with a Sum or Transpose behind it
         floats = np.zeros(layer.channels, np.float32)
@@ -120,7 +148,7 @@ def _emit_weight(
         if node.op_type == "MatMul":
             raise UnsupportedError(f"a bias was learned for {name!r}, which has no Add to hold it.")
         node.resize_inputs(3)
-    bias_steps = (np.float32(input_scale) * steps).astype(np.float32)
+    bias_steps = (np.float32(input_scale) * _steps(weights)).astype(np.float32)
     holder = layer.bias_add or node
     bias_codes = np.clip(np.rint(floats.astype(np.float64) / bias_steps), -(2**31) + 1, 2**31 - 1)
     bias_axis = None if bias_steps.ndim == 0 else 0
@@ -128,11 +156,15 @@ def _emit_weight(
     holder.replace_input_with(_bias_index(layer), bias)
 
 
+def _steps(weights: WeightGrid) -> npt.NDArray[np.float32]:
+    """The steps of a weight, a scalar where one serves all."""
+    steps = np.asarray(weights.scales, np.float32)
+    return steps if weights.axis is not None else steps.reshape(())
+
+
 def weight_codes(layer: Layer, weights: WeightGrid) -> npt.NDArray[np.int8]:
     """The layer's weights rounded to the nearest codes of their grid."""
-    steps = np.asarray(weights.scales, np.float32)
-    steps = steps if weights.axis is not None else steps.reshape(())
-    return quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
+    return quantize(layer.weight, _steps(weights), np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
 
 
 def _bias_index(layer: Layer) -> int:
@@ -142,14 +174,22 @@ def _bias_index(layer: Layer) -> int:
 
 
 def _dequantized(
-    model: Model, name: str, codes: np.ndarray, steps: np.ndarray, axis: int | None, before: Node
+    model: Model,
+    name: str,
+    codes: np.ndarray,
+    steps: np.ndarray,
+    axis: int | None,
+    before: Node,
+    packer: Packer | None = None,
 ) -> Value:
     """A DequantizeLinear of stored codes, in front of the node that reads it."""
-    stored = graph.add_constant(model, f"{name}_q", codes)
+    wanted = f"{name}_q"
+    stored = packer.store(wanted, codes, before) if packer else graph.add_constant(model, wanted, codes)
     scale = graph.add_constant(model, f"{name}_scale", steps)
     inputs = [stored, scale]
     if codes.dtype == np.int8:  # Gemm is not fused without an explicit zero point of its weight
-        inputs.append(graph.add_constant(model, f"{name}_zero_point", np.zeros(steps.shape, codes.dtype)))
+        zeros = np.zeros(steps.shape, codes.dtype)
+        inputs.append(packer.zeros(steps.shape) if packer else graph.add_constant(model, f"{name}_zero_point", zeros))
     attributes = {} if axis is None else {"axis": axis}
     return graph.add_node(model, "DequantizeLinear", inputs, f"{name}_dq", before=before, attributes=attributes)
 
@@ -180,7 +220,9 @@ def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Nod
     graph.redirect(value, restored, reads)
 
 
-def _emit_pair(model: Model, value: Value, grid: TensorGrid, inside: set[Node], guarded: bool) -> None:
+def _emit_pair(
+    model: Model, value: Value, grid: TensorGrid, inside: set[Node], guarded: bool, border: Border | None
+) -> None:
     """Q and DQ behind `value`; who reads the result is the grid's business (`TensorGrid.everywhere`)."""
     name = graph.name_of(value)
     made: list[Node] = []
@@ -196,6 +238,8 @@ def _emit_pair(model: Model, value: Value, grid: TensorGrid, inside: set[Node], 
         return output
 
     source = behind("Sum", [value], "guard") if guarded else value
+    if border is not None:
+        source = shifted(model, name, source, grid, border, behind)
     if grid.bits < 8:
         source = behind("Clip", [source, *_clip_bounds(model, name, grid)], "clip")
     scale, zero = _grid_constants(model, name, grid)

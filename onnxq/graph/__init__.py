@@ -6,6 +6,7 @@ done to them goes through the functions here.
 
 from onnx_ir import Graph, Model, Node, Value
 
+from onnxq.graph.checks import require_readable
 from onnxq.graph.cut import sub_model
 from onnxq.graph.edit import (
     add_constant,
@@ -19,6 +20,7 @@ from onnxq.graph.edit import (
     remove_unused,
     replace_constant,
     set_attribute,
+    set_initializer,
     unique_name,
 )
 from onnxq.graph.files import (
@@ -30,7 +32,6 @@ from onnxq.graph.files import (
     lowest_ir_version,
     nbytes,
     parse,
-    require_readable,
     save,
     to_bytes,
 )
@@ -49,10 +50,14 @@ from onnxq.graph.look import (
     users,
     value_map,
 )
+from onnxq.graph.opsets import raise_opset
+from onnxq.graph.packed import INT8, INT32, add_packed, sources
 from onnxq.graph.slices import cut_at_codes, with_outputs
 from onnxq.graph.soften import Softened, soften
 
 __all__ = [
+    "INT8",
+    "INT32",
     "LAYER_OPS",
     "SINGLE_FILE_LIMIT",
     "Activation",
@@ -65,6 +70,7 @@ __all__ = [
     "activation_after",
     "add_constant",
     "add_node",
+    "add_packed",
     "as_bias",
     "atomic_path",
     "attribute",
@@ -90,13 +96,16 @@ __all__ = [
     "opset",
     "parse",
     "producer",
+    "raise_opset",
     "redirect",
     "remove_unused",
     "replace_constant",
     "require_readable",
     "save",
     "set_attribute",
+    "set_initializer",
     "soften",
+    "sources",
     "sub_model",
     "to_bytes",
     "unique_name",

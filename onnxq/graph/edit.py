@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,25 @@ def bypass(node: ir.Node, model: ir.Model, source: int = 0) -> bool:
 
 def remove_unused(model: ir.Model) -> None:
     """Remove nodes, initializers and opset imports that nothing reads."""
-    common.RemoveUnusedNodesPass()(model)
+    removed = True
+    while removed:
+        branching = {node: bodies for node in model.graph if (bodies := list(_bodies(node)))}
+        common.RemoveUnusedNodesPass()(model)
+        removed = False
+        for node, bodies in branching.items():
+            if node.graph is None:  # what its bodies captured is not read any more
+                removed = True
+                for inner in [inner for body in bodies for inner in body.all_nodes()]:
+                    for index in range(len(inner.inputs)):
+                        inner.replace_input_with(index, None)
     model.meta.pop("onnxq.names", None)
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        for value in attribute.value if isinstance(attribute.value, tuple | list) else (attribute.value,):
+            if isinstance(value, ir.Graph):
+                yield value
 
 
 def lift_constants(model: ir.Model) -> None:
@@ -214,3 +231,18 @@ def set_attribute(node: ir.Node, name: str, value: int | float | str | Sequence[
         node.attributes.pop(name, None)
     else:
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
+
+
+def set_initializer(model: ir.Model, name: str, array: npt.NDArray[Any]) -> None:
+    """Give the initializer `name` another value of the same shape and type, for all its readers.
+
+    Raises:
+        ValueError: There is no such initializer, or the shape or type differs.
+    """
+    value = model.graph.initializers.get(name)
+    if value is None or value.const_value is None:
+        raise ValueError(f"there is no initializer {name}")
+    old = value.const_value
+    if tuple(old.shape) != array.shape or old.dtype != ir.DataType.from_numpy(array.dtype):
+        raise ValueError(f"initializer {name} is {old.dtype} {list(old.shape)}, not {array.dtype} {list(array.shape)}")
+    value.const_value = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from onnxq.errors import EnvironmentFault, ModelError, UnsupportedError
+from onnxq.graph.checks import check, one_line, require_message, require_readable
 from onnxq.graph.edit import tidy
 from onnxq.graph.look import opset
 
@@ -56,11 +54,12 @@ def load(path: str | Path) -> ir.Model:
         UnsupportedError: Its operator set is too old or cannot be converted.
     """
     source = require_readable(path)
+    require_message(source)
     try:
         proto = onnx.load(source, format="protobuf", load_external_data=False)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{source.name} is not an ONNX file: {_one_line(error)}") from error
-    _check(proto, source)
+        raise ModelError(f"{source.name} is not an ONNX file: {one_line(error)}") from error
+    check(proto, source)
     if _opset_of(proto) < OPSET_FLOOR:
         proto = _raise_opset(proto, source)
     try:
@@ -70,7 +69,7 @@ def load(path: str | Path) -> ir.Model:
         if nbytes(model) <= SINGLE_FILE_LIMIT:
             ir.external_data.load_to_model(model)
     except Exception as error:
-        raise ModelError(f"{source.name} is not a valid ONNX model: {_one_line(error)}") from error
+        raise ModelError(f"{source.name} is not a valid ONNX model: {one_line(error)}") from error
     return model
 
 
@@ -78,67 +77,6 @@ def parse(path: Path) -> ir.Model:
     """Read a file as it is, without checks or changes, weights included: for files this program made itself."""
     proto = onnx.load(path)
     return ir.from_proto(proto)
-
-
-def require_readable(path: str | Path) -> Path:
-    """The resolved path of a non-empty regular file; its absence is a `ModelError` that suggests near names."""
-    source = Path(path)
-    try:
-        mode = source.stat().st_mode
-    except FileNotFoundError:
-        siblings = [p.name for p in source.parent.glob("*.onnx")] if source.parent.is_dir() else []
-        near = difflib.get_close_matches(source.name, siblings, n=1)
-        hint = f" Did you mean {source.parent / near[0]}?" if near else ""
-        raise ModelError(f"{source} does not exist.{hint}") from None
-    except OSError as error:
-        raise ModelError(f"{source} cannot be read: {error.strerror}.") from error
-    if stat.S_ISDIR(mode):
-        raise ModelError(f"{source} is a folder; give the .onnx file itself.")
-    if not stat.S_ISREG(mode):
-        raise ModelError(f"{source} is not a regular file.")
-    if source.stat().st_size == 0:
-        raise ModelError(f"{source} is empty.")
-    if not os.access(source, os.R_OK):
-        raise EnvironmentFault(f"{source} cannot be read: permission denied.")
-    return source.resolve()
-
-
-def _check(proto: onnx.ModelProto, source: Path) -> None:
-    if not proto.HasField("graph") or not proto.graph.node:
-        raise ModelError(f"{source.name} is not an ONNX model: it holds no graph.")
-    if not proto.graph.output:
-        raise ModelError(f"{source.name} has no outputs.")
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, source)
-    try:
-        onnx.checker.check_model(str(source))
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"{source.name} is not a valid ONNX model: {_one_line(error)}") from error
-
-
-def _check_external(tensor: onnx.TensorProto, source: Path) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    file = source.parent / entries.get("location", "")
-    if not file.is_file():
-        raise ModelError(
-            f"{source.name}: the file with the weights of {tensor.name!r}, {entries.get('location')!r}, "
-            "is not beside the model."
-        )
-    try:
-        end = int(entries.get("offset", 0)) + max(int(entries.get("length", 0)), _needed_bytes(tensor))
-    except ValueError:
-        raise ModelError(f"{source.name}: external data of {tensor.name!r} has a malformed offset or length.") from None
-    if end > file.stat().st_size:
-        raise ModelError(f"{source.name}: {file.name} is too short for the weights of {tensor.name!r}.")
-
-
-def _needed_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor of that shape and type; 0 where the type is none (the checker says so)."""
-    with suppress(ValueError, TypeError, KeyError):
-        bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
-        return (bits + 7) // 8
-    return 0
 
 
 def _opset_of(proto: onnx.ModelProto) -> int:
@@ -156,7 +94,7 @@ def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(proto, OPSET_FLOOR)
     except Exception as error:
         raise UnsupportedError(
-            f"{source.name}: opset {version} cannot be converted to {OPSET_FLOOR}: {_one_line(error)}"
+            f"{source.name}: opset {version} cannot be converted to {OPSET_FLOOR}: {one_line(error)}"
         ) from error
 
 
@@ -281,8 +219,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."

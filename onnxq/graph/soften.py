@@ -2,6 +2,7 @@
 
     x -> [Clip] -> QuantizeLinear -> DequantizeLinear -> y      becomes     x -> Identity -> y
     codes -> DequantizeLinear -> y                              becomes     floats -> y
+    LogSoftmax -> QuantizeLinear -> DequantizeLinear -> Exp     becomes     LogSoftmax -> Exp, not marked
 
 Whoever runs the result hangs fake quantizers in at the marked values; with none, it is the float model.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.graph.edit import add_constant, add_node, move_name, redirect, remove_unused
-from onnxq.graph.look import attribute, constant, name_of, nodes
+from onnxq.graph.look import attribute, constant, name_of, nodes, producer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ def soften(model: ir.Model, tensors: Collection[str]) -> Softened:
     for node in list(nodes(copy, "DequantizeLinear")):
         source = node.inputs[0]
         rounding = source.producer() if source is not None else None
+        logs = producer(rounding.inputs[0], "LogSoftmax") if rounding is not None else None
+        if logs is not None:
+            redirect(node.outputs[0], logs.outputs[0])
+            continue
         if rounding is not None and rounding.op_type == "QuantizeLinear":
             name, tensor = _tensor(node, tensors)
             soft = add_node(copy, "Identity", [tensor], f"{name}_soft", before=node)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from onnxq import bench, graph, plan
-from onnxq.graph import Model, Node
-from onnxq.types import BlockInfo, InputSpec, Inspection, LayerInfo
+from onnxq.graph import Model, Node, Value
+from onnxq.runtime import Session, SessionConfig
+from onnxq.types import Array, BlockInfo, InputSpec, Inspection, LayerInfo
+
+_LOOK = SessionConfig(optimize="off")
+_NARROW = ("int4", "uint4", "int2", "uint2")
+"""Element types of less than a byte."""
 
 
 def inspect(path: str | Path, *, blocks: bool = False) -> Inspection:
@@ -53,37 +61,63 @@ def _blocks(model: Model) -> tuple[BlockInfo, ...]:
 
 
 def _layers(model: Model) -> list[LayerInfo]:
+    stored = {node: _stored(node) for node in graph.nodes(model, *graph.LAYER_OPS)}
+    names = [graph.name_of(value) for value in stored.values() if value is not None and not value.is_initializer()]
+    unpacked = Session(graph.sub_model(model, [], names), _LOOK).run({}) if names else {}
     found = []
-    for node in graph.nodes(model, *graph.LAYER_OPS):
-        info = _layer(node)
-        if info is not None:
-            found.append(info)
+    for node, value in stored.items():
+        if value is not None:
+            array = graph.constant(value)
+            found.append(_layer(node, value, unpacked[graph.name_of(value)] if array is None else array))
     return found
 
 
-def _layer(node: Node) -> LayerInfo | None:
-    stored = node.inputs[1]
-    dequantize = graph.producer(stored, "DequantizeLinear")
-    scales = 0
-    if dequantize is not None:
-        stored = dequantize.inputs[0]
-        steps = graph.constant(dequantize.inputs[1])
-        scales = int(steps.size) if steps is not None else 0
-    array = graph.constant(stored)
-    if array is None:
-        return None
+def _stored(node: Node) -> Value | None:
+    """A layer's weight before its DequantizeLinear, an initializer or what nodes unpack; None for any other operand."""
+    weight, dequantize = node.inputs[1], graph.producer(node.inputs[1], "DequantizeLinear")
+    if dequantize is None:
+        return weight if graph.constant(weight) is not None else None
+    weight = dequantize.inputs[0]
+    return weight if graph.sources(weight) else None
+
+
+def _layer(node: Node, stored: Value, array: Array) -> LayerInfo:
+    dequantize = graph.producer(node.inputs[1], "DequantizeLinear")
+    steps = graph.constant(dequantize.inputs[1]) if dequantize is not None else None
+    held = graph.sources(stored) or []
+    narrow = [name for name in map(graph.dtype_name, held) if name in _NARROW]
+    packed = not stored.is_initializer()
+    own = [value for value in held if not packed or len(graph.users(value)) == 1]
+    own += [value for value in (dequantize.inputs[1:] if dequantize is not None else ()) if value is not None]
+    codes = None if array.dtype.kind == "f" else _codes(array)
     dtype, scale, zero = _grid(graph.producer(node.inputs[0], "DequantizeLinear"))
     return LayerInfo(
         name=str(node.name),
         op_type=node.op_type,
         weight_shape=tuple(array.shape),
-        weight_dtype=str(array.dtype),
-        weight_scales=scales,
+        weight_dtype=(narrow or ["uint8"])[0] if packed else str(array.dtype),
+        weight_bits=8 * array.itemsize if codes is None else _bits(codes, array.dtype.kind == "u"),
+        weight_bytes=sum(value.const_value.nbytes for value in own if value.const_value is not None),
+        packed=packed,
+        codes=codes,
+        weight_scales=int(steps.size) if steps is not None else 0,
         input_dtype=dtype,
         input_scale=scale,
         input_zero_point=zero,
         output_dtype=_output(node),
     )
+
+
+def _codes(array: Array) -> dict[int, int]:
+    """How often each code occurs, the lowest first."""
+    codes, counts = np.unique(array.astype(np.int32), return_counts=True)
+    return dict(zip(codes.tolist(), counts.tolist(), strict=True))
+
+
+def _bits(codes: Iterable[int], unsigned: bool) -> int:
+    """The width of the narrowest integers that hold all `codes`."""
+    low, high = min(codes), max(codes)
+    return max(high.bit_length(), 1) if unsigned else max(high, -low - 1).bit_length() + 1
 
 
 def _grid(node: Node | None) -> tuple[str, float | None, int | None]:
