@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
-from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
+from onnxq.types import Border, LearnedLayer, LogGrid, QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
 
@@ -57,6 +57,13 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
                 key: _grid(value, f"{where}: constant {key}") for key, value in document.get("constants", {}).items()
             },
             tables=_names(document.get("tables", []), "tables", where),
+            borders={
+                key: _border(value, f"{where}: border {key}") for key, value in document.get("borders", {}).items()
+            },
+            log_softmax={
+                key: _log_grid(value, f"{where}: softmax {key}")
+                for key, value in document.get("log_softmax", {}).items()
+            },
         )
     except KeyError as error:
         raise InputError(f"{where} lacks the key {error}.") from error
@@ -136,6 +143,23 @@ def _weight(value: Mapping[str, Any], where: str) -> WeightGrid:
         raise InputError(f"{where}: the axis must be an integer or null, not {grid.axis!r}.")
     _bits(grid.bits, where)
     return grid
+
+
+def _border(value: Mapping[str, Any], where: str) -> Border:
+    _known(value, Border, where)
+    terms = np.asarray(value["terms"], np.float64)
+    if terms.ndim != 2 or terms.shape[1] != 3 or not np.isfinite(terms).all():
+        raise InputError(f"{where}: terms must be three numbers for each channel.")
+    if type(value["axis"]) is not int or value["axis"] >= 0:
+        raise InputError(f"{where}: the axis must be an integer below 0, not {value['axis']!r}.")
+    return Border(value["axis"], tuple((float(b0), float(b1), float(b2)) for b0, b1, b2 in terms))
+
+
+def _log_grid(value: Mapping[str, Any], where: str) -> LogGrid:
+    _known(value, LogGrid, where)
+    if type(value["per_octave"]) is not int or value["per_octave"] not in (1, 2):
+        raise InputError(f"{where}: per_octave must be 1 or 2, not {value['per_octave']!r}.")
+    return LogGrid(_bits(value["bits"], where), value["per_octave"])
 
 
 def _bits(value: object, where: str) -> int:

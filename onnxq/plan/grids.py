@@ -8,8 +8,8 @@ the runtime drop the activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
@@ -21,6 +21,7 @@ from onnxq.plan.placement import Placement
 from onnxq.plan.units import Unit
 from onnxq.plan.weights import absmax, least_squares, room_for_bias
 from onnxq.types import QuantPlan, TensorGrid, WeightGrid
+from onnxq.types.mixed import Bits
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Precision:
         first_last: Bits of the weights and input of the first and last layer.
         residual_bits: Bits of tensors that only feed sums or move.
         narrow: Layers (node names) whose weights get 7 bits, for processors that would saturate.
+        layers: Layers (node names) with (weight bits, activation bits) of their own, which hold before all of the
+            above but `narrow`. Where readers of one tensor ask for different activation bits, the larger number holds.
     """
 
     weight_bits: int = 8
@@ -57,6 +60,18 @@ class Precision:
     first_last: int = 8
     residual_bits: int = 8
     narrow: frozenset[str] = field(default_factory=frozenset)
+    layers: Mapping[str, Bits] = field(default_factory=dict)
+
+    def bits_of(self, name: str, *, ends: bool) -> Bits:
+        """(weight bits, activation bits) of a layer.
+
+        Args:
+            name: Its node's name.
+            ends: Whether it is the first or last layer.
+        """
+        uniform = (self.first_last, self.first_last) if ends else (self.weight_bits, self.activation_bits)
+        weights, activations = self.layers.get(name, uniform)
+        return min(weights, 7) if name in self.narrow else weights, activations
 
 
 def make_plan(
@@ -76,55 +91,97 @@ def make_plan(
         precision: Bit widths.
         target: Name of the target profile, recorded.
     """
-    grouped = Groups(placement, ranges)
-    bits = activation_bits(placement, grouped, precision)
-    tensors: dict[str, TensorGrid] = {}
-    for name in placement.tensors:
-        chosen = grouped.range_of(name)
-        scale, zero_point = Grid(bits[name], signed=False, symmetric=False).from_range(chosen.low, chosen.high)
-        tensors[name] = TensorGrid(scale, zero_point, bits[name], False, name in placement.fixed, chosen.rule)
+    tensors = _tensors(placement, ranges, precision)
     return QuantPlan(
         target=target,
         source=graph.digest(model),
         tensors=tensors,
-        weights=_weights(placement, tensors, precision),
+        weights=_weights(placement, tensors, precision, {}, {}),
         integer=tuple(unit.name for unit in placement.units if unit in placement.integer),
         skipped=dict(placement.skipped),
         guards=placement.guards,
         sums=placement.sums,
         constants=_constants(placement),
         tables=placement.tables,
+        log_softmax=placement.log_softmax,
     )
 
 
+def with_precision(
+    plan: QuantPlan, placement: Placement, ranges: Mapping[str, Range], precision: Precision
+) -> QuantPlan:
+    """The plan that `make_plan` gives for other bit widths; only what changes is computed.
+
+    Args:
+        plan: Made by `make_plan` from the same placement, with the same `precision.per_channel`.
+        placement: Where nodes run.
+        ranges: A range for every tensor of `placement.tensors`; other ones than the plan's are allowed.
+        precision: Bit widths.
+    """
+    tensors = _tensors(placement, ranges, precision)
+    return replace(plan, tensors=tensors, weights=_weights(placement, tensors, precision, plan.weights, plan.tensors))
+
+
+def _tensors(placement: Placement, ranges: Mapping[str, Range], precision: Precision) -> dict[str, TensorGrid]:
+    grouped = Groups(placement, ranges)
+    bits = activation_bits(placement, grouped, precision)
+    found: dict[str, TensorGrid] = {}
+    for name in placement.tensors:
+        chosen = grouped.range_of(name)
+        scale, zero_point = Grid(bits[name], signed=False, symmetric=False).from_range(chosen.low, chosen.high)
+        found[name] = TensorGrid(scale, zero_point, bits[name], False, name in placement.fixed, chosen.rule)
+    return found
+
+
 def activation_bits(placement: Placement, groups: Groups, precision: Precision) -> dict[str, int]:
-    """Bits of every tensor: those of the layer that reads it, `residual_bits` when none does.
+    """Bits of every tensor: those of the layer or product of attention that reads it, else `residual_bits`.
 
     Tensors that share a grid share its bits; where readers disagree, the larger number holds.
     """
     wanted: dict[str, int] = {}
-    layers = placement.layers
-    for index, unit in enumerate(layers):
-        ends = index in (0, len(layers) - 1)
-        bits = precision.first_last if ends else precision.activation_bits
+    for unit, (_, bits) in _layer_bits(placement, precision):
         root = groups.find(graph.name_of(unit.inputs[0]))
         wanted[root] = max(bits, wanted.get(root, 0))
+    for unit in placement.units:
+        if unit.kind == "product" and unit in placement.integer:
+            for root in (groups.find(graph.name_of(value)) for value in unit.inputs):
+                wanted[root] = max(placement.attention_bits, wanted.get(root, 0))
     return {name: wanted.get(groups.find(name), precision.residual_bits) for name in placement.tensors}
 
 
-def _weights(placement: Placement, tensors: Mapping[str, TensorGrid], precision: Precision) -> dict[str, WeightGrid]:
+def _layer_bits(placement: Placement, precision: Precision) -> Iterator[tuple[Unit, Bits]]:
     layers = placement.layers
-    found: dict[str, WeightGrid] = {}
     for index, unit in enumerate(layers):
+        yield unit, precision.bits_of(unit.name, ends=index in (0, len(layers) - 1))
+
+
+def tied_layers(placement: Placement, groups: Groups) -> tuple[tuple[str, ...], ...]:
+    """Names of the integer layers whose inputs share a grid, and so their activation bits; in graph order."""
+    found: dict[str, list[str]] = {}
+    for unit in placement.layers:
+        found.setdefault(groups.find(graph.name_of(unit.inputs[0])), []).append(unit.name)
+    return tuple(tuple(names) for names in found.values())
+
+
+def _weights(
+    placement: Placement,
+    tensors: Mapping[str, TensorGrid],
+    precision: Precision,
+    known: Mapping[str, WeightGrid],
+    known_tensors: Mapping[str, TensorGrid],
+) -> dict[str, WeightGrid]:
+    """A grid for every layer; one of `known` where its bits and its input's step are those wanted."""
+    found: dict[str, WeightGrid] = {}
+    for unit, (bits, _) in _layer_bits(placement, precision):
         layer = unit.layer
         assert layer is not None
-        bits = precision.first_last if index in (0, len(layers) - 1) else precision.weight_bits
-        if unit.name in precision.narrow:
-            bits = min(bits, 7)
-        grid = Grid(bits)
+        data = graph.name_of(layer.data)
+        old = known.get(unit.name)
+        if old is not None and old.bits == bits and known_tensors[data].scale == tensors[data].scale:
+            found[unit.name] = old
+            continue
         axis = layer.axis if precision.per_channel else None
-        input_scale = tensors[graph.name_of(layer.data)].scale
-        found[unit.name] = WeightGrid(_steps(layer, grid, axis, input_scale), axis, bits)
+        found[unit.name] = WeightGrid(_steps(layer, Grid(bits), axis, tensors[data].scale), axis, bits)
     return found
 
 

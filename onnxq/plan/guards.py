@@ -132,7 +132,9 @@ def sums(units: Sequence[Unit], integer: frozenset[Unit]) -> tuple[str, ...]:
 
 def _bare_product(unit: Unit | None, integer: frozenset[Unit]) -> bool:
     """Whether a unit is an integer MatMul without a bias whose result has a single reader."""
-    if unit is None or unit not in integer or unit.layer is None or unit.layer.bias is not None:
+    if unit is None or unit not in integer or not unit.linear:
+        return False
+    if unit.layer is not None and unit.layer.bias is not None:
         return False
     return unit.node.op_type == "MatMul" and graph.only_user(unit.node.outputs[0]) is not None
 

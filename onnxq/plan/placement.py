@@ -16,15 +16,17 @@ nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxq import graph
 from onnxq.graph import Model, Value
+from onnxq.plan.attention import FLOAT, Attention, cores, log_grids, with_products
 from onnxq.plan.guards import guards, sums
 from onnxq.plan.units import Unit, is_depthwise, makers, readers, units_of
+from onnxq.types import LogGrid
 
 REDUCES = ("GlobalAveragePool",)
 """Worth running in integers for their own sake: they read much and return little."""
@@ -48,6 +50,8 @@ class Placement:
         guards: Tensors behind which a one-input Sum keeps the runtime from fusing.
         sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         tables: Gather nodes that look up rows of a large constant table.
+        attention_bits: Bits of the operands of the integer units of kind "product"; 0 where there are none.
+        log_softmax: Softmax nodes whose result those units read from a logarithmic grid.
     """
 
     units: tuple[Unit, ...]
@@ -58,6 +62,8 @@ class Placement:
     guards: tuple[str, ...]
     sums: tuple[str, ...]
     tables: tuple[str, ...]
+    attention_bits: int = 0
+    log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Unit]:
@@ -65,15 +71,24 @@ class Placement:
         return [unit for unit in self.units if unit in self.integer and unit.kind == "layer"]
 
 
-def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str] | None = None) -> Placement:
+def place(
+    model: Model,
+    *,
+    keep_float: Iterable[str] = (),
+    refuse: dict[str, str] | None = None,
+    attention: Attention = FLOAT,
+) -> Placement:
     """Decide what runs in integers.
 
     Args:
         model: The prepared float model; left as it is.
         keep_float: Names of nodes that must stay in float.
         refuse: Tensors that must not be quantized -> why (values that calibration found unusable).
+        attention: How the products of attention are quantized; by default they are not.
     """
-    units, keep = units_of(model), set(keep_float)
+    keep = set(keep_float)
+    found = [core for core in cores(model) if core.softmax.name not in keep] if attention.bits else []
+    units = with_products(units_of(model), found, attention)
     solver = _Solver(units, keep, refuse or {})
     solver.solve()
     integer = frozenset(solver.integer)
@@ -89,6 +104,8 @@ def place(model: Model, *, keep_float: Iterable[str] = (), refuse: dict[str, str
         guards=guards(units, integer, frozenset(tensors), fixed),
         sums=sums(units, integer),
         tables=tuple(name for name in _tables(model) if name not in keep),
+        attention_bits=attention.bits,
+        log_softmax=log_grids(found, integer, attention),
     )
 
 
@@ -149,6 +166,8 @@ class _Solver:
         for value in (*unit.inputs, *unit.outputs):
             if value.name in self.refuse:
                 return self.refuse[value.name]
+        if unit.kind == "product":
+            return ""
         if unit.layer is not None:
             return self._lone_depthwise(unit, hot)
         for value in unit.inputs:

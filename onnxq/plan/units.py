@@ -16,10 +16,11 @@ import numpy as np
 from onnxq import graph
 from onnxq.graph import Layer, Model, Node, Value
 
-Kind = Literal["layer", "elementwise", "concat", "own", "move", "float"]
+Kind = Literal["layer", "product", "elementwise", "concat", "own", "move", "float"]
 """How a unit's grids relate to each other.
 
-layer: weights; its input grid is free, its output grid is free. elementwise, own, concat: free grids on both sides
+layer: weights; its input grid is free, its output grid is free. product: two computed operands of attention, likewise
+(`attention` makes these units). elementwise, own, concat: free grids on both sides
 (concat is cheaper when they are equal). move: values pass unchanged, one grid for all of them. float: no kernel.
 """
 
@@ -86,7 +87,7 @@ class Unit:
     @property
     def linear(self) -> bool:
         """A Gemm or MatMul: its kernel can return float as well as integers."""
-        return self.layer is not None and self.layer.node.op_type in ("Gemm", "MatMul")
+        return self.kind == "product" or (self.layer is not None and self.layer.node.op_type in ("Gemm", "MatMul"))
 
 
 def units_of(model: Model) -> list[Unit]:

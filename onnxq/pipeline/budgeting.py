@@ -1,0 +1,204 @@
+"""Bits within budgets, inside `quantize`: what the recipe asks for, checked against the file that will be written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxq import graph
+from onnxq.emit import emit
+from onnxq.errors import UsageError
+from onnxq.graph import Model
+from onnxq.pipeline.allocate import OPTIONS
+from onnxq.pipeline.calibrated import Calibrated
+from onnxq.pipeline.choice import Choice, DropTooLarge
+from onnxq.pipeline.mixed import choose_bits
+from onnxq.pipeline.planning import choose_ranges, plan_of, precision_of
+from onnxq.pipeline.prepare import rows_are_free
+from onnxq.plan import Placement, Range
+from onnxq.plan.budgets import Limit, Wishes
+from onnxq.plan.program import Infeasible
+from onnxq.recipe import Recipe
+from onnxq.tune import batches_of
+from onnxq.types import Array, Dataset, Feeds, Log, Observations
+from onnxq.types.mixed import BASE, Bits
+
+ROWS, BATCH = 128, 8
+"""Most calibration rows that errors are measured on; more change little."""
+ATTEMPTS = 4
+"""Times that a file larger than asked for is allocated again."""
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """Bits that were chosen.
+
+    Attributes:
+        choice: Bits, plan and placement.
+        missed: Why the budgets are not met; "" where they are.
+    """
+
+    choice: Choice
+    missed: str = ""
+
+
+def calibrated(
+    model: Model,
+    placement: Placement,
+    seen: Observations,
+    rows: Dataset,
+    settings: Recipe,
+    activations: Iterable[int],
+    log: Log,
+) -> Calibrated:
+    """Ranges for 8 bits and for each number of bits in `activations`, and the plans that they allow."""
+    ranges: dict[int, Mapping[str, Range]] = {}
+    for count in sorted({BASE[1], *activations}, reverse=True):
+        alike = replace(settings, activation_bits=count, first_last=count, weight_bits=BASE[0])
+        ranges[count] = choose_ranges(model, placement, seen, rows, alike, log)
+    whole = replace(settings, weight_bits=BASE[0], activation_bits=BASE[1], first_last=BASE[0])
+    plan = plan_of(model, placement, ranges[BASE[1]], rows, whole, log)
+    narrow = frozenset(name for name, grid in plan.weights.items() if grid.bits < BASE[0])
+    return Calibrated(model, placement, ranges, replace(precision_of(settings), narrow=narrow))
+
+
+def require_consistent(settings: Recipe) -> None:
+    """Refuse bits beside a budget that decides them.
+
+    Raises:
+        UsageError: Weight bits are given with a size, average bits or a latency.
+    """
+    decided = [
+        name for name in ("max_size", "avg_bits", "max_latency", "max_bops", "max_cost") if getattr(settings, name)
+    ]
+    if decided and settings.weight_bits != BASE[0]:
+        raise UsageError(f"--{decided[0].replace('_', '-')} decides the bits of every layer: leave --weight-bits out.")
+
+
+def options_of(settings: Recipe) -> tuple[Bits, ...]:
+    """Bits that layers may get: with a drop alone, those from the recipe's to 8; else all that save bytes."""
+    activations = settings.activation_bits
+    wishes = settings.wishes
+    least = settings.weight_bits if replace(wishes, max_drop=None) == Wishes() else 2
+    found = [(weights, activations) for weights, _ in OPTIONS if weights >= least]
+    return tuple(dict.fromkeys((BASE, *found)))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What `allot` works on.
+
+    Attributes:
+        float_path: The user's file.
+        found: The calibrated model.
+        settings: Says what is asked for.
+        rows: Calibration rows.
+        held_out: Rows that judge a drop.
+        labelled: Rows with classes that judge it instead.
+        macs: Multiply-accumulates per row of the layers.
+        provenance: What the file will carry, which counts in its size.
+        workers: Processes that measure; 0 takes one per processor.
+    """
+
+    float_path: Path
+    found: Calibrated
+    settings: Recipe
+    rows: Dataset
+    held_out: Dataset
+    labelled: Iterable[tuple[Feeds, Array]] | None
+    macs: Mapping[str, int]
+    provenance: Mapping[str, str]
+    workers: int = 0
+
+
+def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
+    """Bits for every layer within the recipe's budgets.
+
+    Args:
+        ask: The model and what is asked for.
+        keep: Go on with the nearest that is feasible, instead of refusing.
+        log: Progress.
+
+    Raises:
+        TargetNotMet: The budgets cannot be met; says what can.
+    """
+    log.stage("Measuring what each layer loses")
+    batches = list(batches_of(ask.rows, BATCH, free=rows_are_free(ask.found.model), limit=ROWS))
+    wishes, missed = ask.settings.wishes, ""
+    target = wishes.max_size.of(graph.disk_bytes(ask.float_path)) if wishes.max_size is not None else None
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        for _ in range(ATTEMPTS):
+            try:
+                choice = _choose(ask, wishes, batches, Path(folder), log)
+            except DropTooLarge as error:
+                if not keep:
+                    raise
+                return Allotted(error.best, str(error))
+            except Infeasible as error:
+                if not keep or error.nearest is None or missed:
+                    raise
+                missed, wishes = str(error), _relaxed(wishes, error)
+                continue
+            if target is None or missed:
+                break
+            size = _bytes_of(choice, ask.provenance, Path(folder))
+            if size <= target:
+                break
+            assert choice.allocation is not None
+            unforeseen = size - choice.allocation.costs["size"]  # nodes and tables that unpack the weights
+            wishes = replace(wishes, max_size=Limit(target - unforeseen, relative=False))
+    return Allotted(choice, missed)
+
+
+def _choose(ask: Ask, wishes: Wishes, batches: Sequence[Feeds], cache: Path, log: Log) -> Choice:
+    return choose_bits(
+        ask.found,
+        wishes,
+        ask.float_path,
+        batches,
+        ask.held_out,
+        options=options_of(ask.settings),
+        labelled=ask.labelled,
+        macs=ask.macs,
+        tuned=ask.settings.bn_tuning,
+        workers=ask.workers or -1,
+        cache=cache,
+        log=log,
+    )
+
+
+def _relaxed(wishes: Wishes, error: Infeasible) -> Wishes:
+    """The wish that cannot be met, at the nearest limit that can."""
+    assert error.nearest is not None
+    nearest = error.nearest * (1 + 1e-6)
+    if error.name == "size":
+        return replace(wishes, max_size=Limit(nearest, relative=False))
+    if error.name == "average weight bits":
+        return replace(wishes, avg_bits=nearest)
+    if error.name == "bit operations":
+        return replace(wishes, max_bops=Limit(nearest, relative=False))
+    if error.name == "cost":
+        assert wishes.max_cost is not None
+        return replace(wishes, max_cost=(wishes.max_cost[0], nearest))
+    return replace(wishes, max_latency=Limit(nearest, relative=False))
+
+
+def _bytes_of(choice: Choice, provenance: Mapping[str, str], folder: Path) -> int:
+    """Size of the file that a choice comes to."""
+    path = folder / "trial.onnx"
+    graph.save(emit(choice.found.model, choice.plan, provenance, packed=True), path)
+    return graph.disk_bytes(path)
+
+
+def describe(choice: Choice) -> Sequence[str]:
+    """Sentences for the log about what was chosen."""
+    counts: dict[int, int] = {}
+    for weights, _ in choice.bits.values():
+        counts[weights] = counts.get(weights, 0) + 1
+    told = ", ".join(f"{counts[bits]} at {bits}" for bits in sorted(counts, reverse=True))
+    found = [f"weight bits by layer: {told}"]
+    if choice.kept:
+        found.append(f"kept in float: {', '.join(choice.kept)}")
+    return found

@@ -1,0 +1,209 @@
+"""How much error a group of layers adds at some bits, with everything else as the base has it.
+
+Only the part of the network that changes runs: from the first block whose tensors or weights differ, fed with what the
+base makes there, to the model's outputs. Before it is measured the group gets its moments back (`onnxq.tune.moments`),
+as it will in the final network. The error is that of the model's outputs: for class scores the divergence
+
+    KL = mean over rows of  sum over classes of  p (log p - log q),      p, q softmax of the float and quantized scores,
+
+otherwise noise power over signal power; several outputs give the mean over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxq import graph
+from onnxq.emit import emit
+from onnxq.graph import Model
+from onnxq.plan import Block
+from onnxq.runtime import Session, SessionConfig
+from onnxq.tune.job import ErrorSums, Job, block_error, restrict
+from onnxq.tune.moments import TuneMoments
+from onnxq.types import Array, Feeds, QuantPlan, Tuned
+from onnxq.types.mixed import BASE, Added, Bits
+
+ONE_THREAD = SessionConfig(threads=1, stop_spinning=True)
+"""Results do not depend on how many workers share the machine."""
+TINY = 1e-12
+MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One group of layers at several bits; plain data that other processes can receive.
+
+    Attributes:
+        model: File of the prepared float model.
+        cut: Folder with the activations at the cut: `float_<batch>.npz`, `quantized_<batch>.npz`.
+        wanted: Folder with the outputs of the float model and the base, in files of the same names.
+        batches: Number of batches.
+        inputs: Values that the part from the cut on reads.
+        middle: Values behind the last block that holds one of the layers.
+        outputs: The model's outputs that depend on them; the others are the base's.
+        group: Name of the group.
+        layers: Its layers.
+        plans: Bits -> the plan with these bits for the group, and the base's for the rest.
+        tuned: Match the moments of the group before measuring.
+    """
+
+    model: Path
+    cut: Path
+    wanted: Path
+    batches: int
+    inputs: tuple[str, ...]
+    middle: tuple[str, ...]
+    outputs: tuple[str, ...]
+    group: str
+    layers: tuple[str, ...]
+    plans: Mapping[Bits, QuantPlan]
+    tuned: bool = True
+
+
+class OutputErrors:
+    """Running errors of model outputs: divergence where all float outputs are class scores, else relative noise."""
+
+    def __init__(self) -> None:
+        self._noise = ErrorSums()
+        self._divergence: dict[str, list[float]] = {}
+        self._scores = True
+
+    def add(self, wanted: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Count one batch."""
+        self._noise.add(wanted, found)
+        floats = {name: value for name, value in wanted.items() if value.dtype.kind == "f"}
+        self._scores = self._scores and all(
+            value.ndim == 2 and 2 <= value.shape[1] <= MAX_CLASSES and bool(np.isfinite(value).all())
+            for value in floats.values()
+        )
+        if not self._scores:
+            return
+        for name, value in floats.items():
+            self._divergence.setdefault(name, []).extend(divergence(value, found[name]).tolist())
+
+    @property
+    def measure(self) -> str:
+        """What measures: "kl" or "mse"."""
+        return "kl" if self._scores and self._divergence else "mse"
+
+    def error(self) -> float:
+        """Mean over the outputs."""
+        if self.measure == "kl":
+            return float(np.mean([np.mean(rows) for rows in self._divergence.values()]))
+        return self._noise.relative()
+
+
+def divergence(wanted: Array, found: Array) -> npt.NDArray[np.float64]:
+    """Kullback-Leibler divergence of every row of class scores [rows, classes], in nats.
+
+    Rows of `wanted` that are probabilities already (none below 0, sum 1) are taken as such on both sides.
+    """
+    p, q = wanted.astype(np.float64), found.astype(np.float64)
+    q = np.where(np.isfinite(q), q, 0.0)
+    if p.min(initial=0.0) >= 0 and np.allclose(p.sum(axis=1), 1.0, atol=1e-3):
+        left, right = np.log(np.maximum(p, TINY)), np.log(np.maximum(q, TINY))
+        right = right - np.log(np.exp(right).sum(axis=1, keepdims=True))
+    else:
+        left, right = _log_softmax(p), _log_softmax(q)
+    result: npt.NDArray[np.float64] = (np.exp(left) * (left - right)).sum(axis=1)
+    return result
+
+
+def _log_softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def output_error(
+    model: Model, batches: Sequence[Feeds], wanted: Sequence[Mapping[str, Array]], *, simulate: bool = False
+) -> tuple[float, str]:
+    """Error of a quantized model's outputs, and what measures it.
+
+    Args:
+        model: The quantized model.
+        batches: Rows.
+        wanted: The float model's outputs for each batch.
+        simulate: Run it as written, in float kernels.
+    """
+    session = Session(model, replace(ONE_THREAD, simulate=simulate))
+    errors = OutputErrors()
+    for feeds, outputs in zip(batches, wanted, strict=True):
+        errors.add(outputs, session.run(feeds))
+    return errors.error(), errors.measure
+
+
+def measure(trial: Trial) -> dict[Bits, Added]:
+    """Errors of a trial at all its bits.
+
+    Those at the outputs are not yet minus the base's; at 8 bits they are left 0 and only the block is looked at.
+    """
+    model = _loaded(trial.model)
+    front = graph.sub_model(model, trial.inputs, trial.middle)
+    rear = graph.sub_model(model, trial.inputs, trial.outputs)
+    floats = _Files(trial.cut, "float_", trial.batches)
+    feeds = _Files(trial.cut, "quantized_", trial.batches)
+    session = Session(front, ONE_THREAD)
+    targets = [session.run(given) for given in floats]
+    every = tuple(range(trial.batches))
+    block = Block(trial.group, trial.inputs, trial.middle, (), trial.layers, 0)
+    job = Job(block, front, feeds, floats, targets, every, every)
+    found = {}
+    for bits, plan in trial.plans.items():
+        tuned = TuneMoments()(job, Tuned(plan)) if trial.tuned else Tuned(plan)
+        output = _output_error(rear, tuned, trial, feeds) if bits != BASE else 0.0
+        found[bits] = Added(output, block_error(job, tuned))
+    return found
+
+
+def _output_error(rear: Model, tuned: Tuned, trial: Trial, feeds: Sequence[Feeds]) -> float:
+    session = Session(_quantized(rear, tuned), ONE_THREAD)
+    errors = OutputErrors()
+    wanted, base = _Files(trial.wanted, "float_", trial.batches), _Files(trial.wanted, "quantized_", trial.batches)
+    for batch in range(trial.batches):
+        errors.add(wanted[batch], base[batch] | session.run(feeds[batch]))
+    return errors.error()
+
+
+def _quantized(model: Model, tuned: Tuned) -> Model:
+    part = restrict(tuned.plan, model)
+    return emit(model, part, learned={name: layer for name, layer in tuned.layers.items() if name in part.weights})
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path) -> Model:
+    return graph.load(path)
+
+
+class _Files(Sequence[Feeds]):
+    """Batches in .npz files."""
+
+    def __init__(self, folder: Path, prefix: str, count: int) -> None:
+        self._folder, self._prefix, self._count = folder, prefix, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, batch: int) -> Feeds:  # type: ignore[override]
+        if not 0 <= batch < self._count:
+            raise IndexError(batch)
+        return read_arrays(self._folder / f"{self._prefix}{batch}.npz")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Arrays by any name, as .npz."""
+    named = {f"array_{index}": array for index, array in enumerate(arrays.values())}
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, names=np.array(list(arrays), np.str_), **named)
+
+
+def read_arrays(path: Path) -> Feeds:
+    """What `write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {str(name): stored[f"array_{index}"] for index, name in enumerate(stored["names"])}
