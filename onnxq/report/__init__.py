@@ -7,7 +7,10 @@ from onnxq.report.document import (
     quantize_document,
     to_json,
 )
+from onnxq.report.harden import Hardening, harden_document, print_harden
+from onnxq.report.html import html_compare, html_report
 from onnxq.report.rewriting import print_reparam, reparam_document
+from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
 from onnxq.report.terminal import (
     print_benchmark,
     print_evaluation,
@@ -16,15 +19,22 @@ from onnxq.report.terminal import (
 )
 
 __all__ = [
+    "Hardening",
     "benchmark_document",
     "evaluation_document",
+    "harden_document",
+    "html_compare",
+    "html_report",
     "inspection_document",
     "print_benchmark",
     "print_evaluation",
+    "print_harden",
     "print_inspection",
     "print_quantize",
     "print_reparam",
+    "print_sensitivity",
     "quantize_document",
     "reparam_document",
+    "sensitivity_document",
     "to_json",
 ]

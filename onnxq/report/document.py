@@ -36,6 +36,7 @@ def quantize_document(run: Summary) -> dict[str, Any]:
         },
         "tensors": {name: asdict(grid) for name, grid in run.plan.tensors.items()},
         "skipped": dict(run.plan.skipped),
+        "learning": [asdict(result) for result in run.blocks],
         "seconds": run.seconds,
     }
 
@@ -97,6 +98,11 @@ def inspection_document(found: Inspection) -> dict[str, Any]:
     """The result of `inspect`."""
     document = asdict(found)
     document["coverage"] = None if found.coverage is None else _coverage(found.coverage)
+    document["layer_weights"] = {
+        "elements": found.layer_weights,
+        "bytes": found.layer_bytes,
+        "average_bits": found.average_bits,
+    }
     return {"schema": SCHEMA, "kind": "inspect", **document}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,7 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxq.types import BlockInfo, Coverage, Evaluation, Inspection, Interval, Latency, QuantPlan, Summary, Verdict
+from onnxq.types import (
+    BlockInfo,
+    BlockResult,
+    Coverage,
+    Evaluation,
+    Inspection,
+    Interval,
+    Latency,
+    QuantPlan,
+    Summary,
+    Verdict,
+)
 
 SHOWN = 6
 """Most rows of a list; the rest is in the JSON."""
@@ -55,9 +67,20 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
         table.add_row("top-1 agreement", "", _percent(agreement), f"{verdict.fidelity.rows} held-out rows")
     for name, sqnr in verdict.fidelity.sqnr_db.items():
         table.add_row("SQNR", "", f"{sqnr:.1f} dB", f"output {escape(name)}")
+    if run.blocks:
+        table.add_row("blocks learned", "", f"{sum(block.kept for block in run.blocks)}", _gain(run.blocks))
     coverage = verdict.coverage
     table.add_row("integer coverage", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
     return table
+
+
+def _gain(blocks: Sequence[BlockResult]) -> str:
+    """What learning did to the error at the blocks' outputs."""
+    before, after = (
+        statistics.fmean(getattr(block, "after" if learned and block.kept else "before") for block in blocks)
+        for learned in (False, True)
+    )
+    return f"of {len(blocks)}; mean error of a block's outputs {100 * before:.2g} -> {100 * after:.2g} % of the signal"
 
 
 def _macs(coverage: Coverage) -> str:
@@ -150,6 +173,10 @@ def print_inspection(console: Console, found: Inspection) -> None:
         console.print(f"  {key.removeprefix('onnxq.')}: {escape(text)}", soft_wrap=True)
     if found.layers:
         console.print(_layer_table(found))
+        console.print(
+            f"{len(found.layers)} layers: {found.layer_weights} weights of {found.average_bits:.2f} bits, "
+            f"{_bytes(found.layer_bytes)} with scales"
+        )
     if found.blocks is not None:
         console.print()
         console.print(_block_table(found.blocks) if found.blocks else "no blocks: they are found in float models")
@@ -157,15 +184,19 @@ def print_inspection(console: Console, found: Inspection) -> None:
 
 def _layer_table(found: Inspection) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("layer", "op", "weight", "stored", "input", "scale", "zero point", "output"):
-        table.add_column(heading)
+    weight = ("weight", "bits", "codes", "bytes", "stored")
+    for heading in ("layer", "op", *weight, "input", "scale", "zero point", "output"):
+        table.add_column(heading, justify="right" if heading in ("bits", "bytes") else "left")
     for layer in found.layers:
         stored = layer.weight_dtype + (f" x {layer.weight_scales} scales" if layer.weight_scales else "")
         table.add_row(
             escape(layer.name),
             layer.op_type,
             "x".join(map(str, layer.weight_shape)),
-            stored,
+            str(layer.weight_bits),
+            "-" if layer.codes is None else f"{len(layer.codes)} of {2**layer.weight_bits}",
+            str(layer.weight_bytes),
+            f"packed {stored}" if layer.packed else stored,
             layer.input_dtype,
             "-" if layer.input_scale is None else f"{layer.input_scale:.4g}",
             "-" if layer.input_zero_point is None else str(layer.input_zero_point),
