@@ -20,17 +20,30 @@ if TYPE_CHECKING:
     from onnxq.calibrate import Preprocess
     from onnxq.errors import OnnxqError
     from onnxq.graph import load
-    from onnxq.pipeline import QuantizedModel, evaluate, inspect, quantize, reparam, simplify
+    from onnxq.pipeline import (
+        Checks,
+        QuantizedModel,
+        Workplace,
+        evaluate,
+        forget_progress,
+        inspect,
+        quantize,
+        reparam,
+        simplify,
+    )
     from onnxq.recipe import PRESETS, Recipe
 
 _HOMES = {
     "PRESETS": "onnxq.recipe",
+    "Checks": "onnxq.pipeline",
     "OnnxqError": "onnxq.errors",
     "Preprocess": "onnxq.calibrate",
     "QuantizedModel": "onnxq.pipeline",
     "Recipe": "onnxq.recipe",
+    "Workplace": "onnxq.pipeline",
     "benchmark": "onnxq.bench:measure",
     "evaluate": "onnxq.pipeline",
+    "forget_progress": "onnxq.pipeline",
     "inspect": "onnxq.pipeline",
     "load": "onnxq.graph",
     "quantize": "onnxq.pipeline",
@@ -40,13 +53,16 @@ _HOMES = {
 
 __all__ = [
     "PRESETS",
+    "Checks",
     "OnnxqError",
     "Preprocess",
     "QuantizedModel",
     "Recipe",
+    "Workplace",
     "__version__",
     "benchmark",
     "evaluate",
+    "forget_progress",
     "inspect",
     "load",
     "quantize",

@@ -16,9 +16,24 @@ from typing import Any
 from onnxq import passes
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
+from onnxq.plan.attention import FEW_BITS, SOFTMAXES
+from onnxq.plan.budgets import Wishes, read_wishes
+from onnxq.tune.methods import LEARNED
 
 TARGETS = ("auto", "cpu")
-PRESET_NAMES = ("fast", "balanced")
+PRESET_NAMES = ("fast", "balanced", "light", "advanced", "repq-vit")
+RECONSTRUCTIONS = ("none", *LEARNED)
+UNITS = ("block", "layer", "parallel")
+ATTENTIONS = ("float", "auto", *map(str, range(2, 9)))
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "preset": PRESET_NAMES,
+    "target": TARGETS,
+    "ranges": ("auto", *RULES),
+    "reconstruction": RECONSTRUCTIONS,
+    "unit": UNITS,
+    "attention": ATTENTIONS,
+    "softmax": SOFTMAXES,
+}
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", tuple: "a list of strings"}
 
 
@@ -37,9 +52,25 @@ class Recipe:
         per_channel: One weight step per output channel instead of one per tensor.
         portable: Give 7-bit weights to layers that would saturate on x86 processors without VNNI.
         keep_float: Glob patterns of node names that must stay in float.
+        reconstruction: A learned method of `LEARNED` that finds weight codes, steps and biases, or "none".
+        unit: What it takes at a time: "block" or "layer", one after the other, each behind what is tuned already; or
+            "parallel", all layers at once from the float network's tensors.
+        iterations: Its steps per unit.
         bn_tuning: Put mean and spread of every layer's result back to the float model's, if that helps.
+        bias_tuning: Learn all biases together from the float model's outputs.
         migrate_norms: Move channel scales from behind a normalisation into the linear layers that read it, where that
             makes their results more exact.
+        attention: Bits of queries, keys, values and probabilities where attention multiplies them; "float", or "auto":
+            `activation_bits` up to 6, else float, which is faster and more exact.
+        softmax: Grid of the probabilities: "uniform", "log-sqrt2", "log2", or "auto": logarithmic up to 6 bits.
+        max_size: Budget of the file: "0.15x" of the float file, "2MB"; "" for none. Budgets decide the bits of every
+            layer, the first and the last one included.
+        avg_bits: Budget of bits per weight on average, such as "4".
+        max_latency: Budget of the time of a run: "0.6x" of the float model's, "1.5ms".
+        max_drop: Share of the metric that may be lost, such as "0.005"; what costs more stays in float.
+        max_bops: Budget of bit operations: "0.3x" of the 8-bit network's.
+        max_cost: Budget by a vendor's table: "table.csv=1200".
+        packed: Store weights of up to 6 bits packed; the runtime unpacks them when it loads the file.
         without: Names of rewrites to leave out.
         samples: Most calibration rows to use.
         seed: Of everything random.
@@ -55,8 +86,21 @@ class Recipe:
     per_channel: bool = True
     portable: bool = False
     keep_float: tuple[str, ...] = ()
+    reconstruction: str = "none"
+    unit: str = "block"
+    iterations: int = 300
     bn_tuning: bool = True
+    bias_tuning: bool = False
     migrate_norms: bool = False
+    attention: str = "float"
+    softmax: str = "auto"
+    max_size: str = ""
+    avg_bits: str = ""
+    max_latency: str = ""
+    max_drop: str = ""
+    max_bops: str = ""
+    max_cost: str = ""
+    packed: bool = True
     without: tuple[str, ...] = ()
     samples: int = 512
     seed: int = 0
@@ -74,14 +118,29 @@ class Recipe:
         for name in ("weight_bits", "activation_bits", "first_last", "residual_bits"):
             if not 2 <= getattr(self, name) <= 8:
                 raise UsageError(f"{_shown(name)} takes 2 to 8, not {getattr(self, name)}.")
-        for name, known in (("preset", PRESET_NAMES), ("target", TARGETS), ("ranges", ("auto", *RULES))):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 word = getattr(self, name)
                 raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{_near(word, known)}")
         passes.require_known(self.without)
-        for name, least in (("samples", 1), ("seed", 0)):
+        if self.wishes and self.attention_bits:
+            raise UsageError("budgets leave the products of attention in float: take attention = float.")
+        for name, least in (("samples", 1), ("iterations", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")
+
+    @property
+    def attention_bits(self) -> int:
+        """Bits of the operands of attention's products; 0 for float."""
+        if self.attention == "auto":
+            return self.activation_bits if self.activation_bits <= FEW_BITS else 0
+        return 0 if self.attention == "float" else int(self.attention)
+
+    @property
+    def wishes(self) -> Wishes:
+        """The budgets as numbers."""
+        names = ("max_size", "avg_bits", "max_latency", "max_drop", "max_bops", "max_cost")
+        return read_wishes(**{name: getattr(self, name) or None for name in names})
 
 
 def _parts(value: object) -> tuple[object, ...]:
@@ -95,7 +154,10 @@ def _shown(name: str) -> str:
 
 FAST = Recipe(preset="fast", ranges="minmax", bn_tuning=False)
 BALANCED = Recipe()
-PRESETS: Mapping[str, Recipe] = {"fast": FAST, "balanced": BALANCED}
+LIGHT = Recipe(preset="light")
+ADVANCED = Recipe(preset="advanced", reconstruction="adaquant", bias_tuning=True)
+REPQ_VIT = Recipe(preset="repq-vit", migrate_norms=True, attention="auto")
+PRESETS: Mapping[str, Recipe] = {recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, REPQ_VIT)}
 
 
 def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxq import graph
-from onnxq.errors import DataError, EnvironmentFault, ModelError
+from onnxq.errors import DataError, EnvironmentFault, ModelError, OnnxqError, UnsupportedError
 from onnxq.types import Array, Feeds, InputSpec
 
 PROVIDERS: Mapping[str, str] = {
@@ -114,15 +115,25 @@ class Session:
         graph.save(model, path, external=True)
         return path
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, *, limit_s: float | None = None
+    ) -> dict[str, Array]:
         """Run once; returns the outputs asked for (all by default) by name.
+
+        Args:
+            feeds: Arrays by input.
+            outputs: Their names.
+            limit_s: Give up after so many seconds. A run with a limit can be interrupted by a signal, too.
 
         Raises:
             DataError: The feeds do not fit the model.
+            UnsupportedError: The run took longer than `limit_s`.
         """
         names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
         try:
-            values = self._session.run(names, feeds)
+            values = self._session.run(names, feeds) if limit_s is None else self._limited(names, feeds, limit_s)
+        except OnnxqError:
+            raise
         except MemoryError as error:
             raise EnvironmentFault("not enough memory to run the model; use a smaller batch") from error
         except Exception as error:
@@ -131,6 +142,19 @@ class Session:
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
             raise DataError(f"the model cannot be run on inputs {shapes}: {_reason(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def _limited(self, names: list[str], feeds: Feeds, limit_s: float) -> Any:
+        """Run in another thread, so that this one stays free for signals and the clock."""
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(self._session.run, names, feeds, options)
+            try:
+                return job.result(limit_s)
+            except TimeoutError:
+                raise UnsupportedError(f"the model does not finish a run within {limit_s:g} s.") from None
+            finally:
+                options.terminate = True
 
     def end_profiling(self) -> Path:
         """Stop the profile that `SessionConfig.profile` started; returns its JSON file."""

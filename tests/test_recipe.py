@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
-from onnxq.recipe import BALANCED, FAST, PRESET_NAMES, PRESETS, TARGETS, Recipe, load_recipe, recipe_toml, resolve
+from onnxq.recipe import (
+    BALANCED,
+    FAST,
+    PRESET_NAMES,
+    PRESETS,
+    RECONSTRUCTIONS,
+    TARGETS,
+    UNITS,
+    Recipe,
+    load_recipe,
+    recipe_toml,
+    resolve,
+)
 
 BITS = st.integers(2, 8)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -23,6 +35,11 @@ RECIPES = st.builds(
     per_channel=st.booleans(),
     portable=st.booleans(),
     keep_float=st.lists(TEXT, max_size=3).map(tuple),
+    reconstruction=st.sampled_from(RECONSTRUCTIONS),
+    unit=st.sampled_from(UNITS),
+    iterations=st.integers(1, 10**6),
+    bias_tuning=st.booleans(),
+    packed=st.booleans(),
     samples=st.integers(1, 10**9),
     seed=st.integers(0, 2**40),
 )
@@ -108,7 +125,7 @@ def test_a_list_of_patterns_will_do():
 )
 def test_unknown_presets(name, suggestion):
     message = refusal(UsageError, resolve, name)
-    assert message.startswith(f"there is no preset {name!r}; presets: fast, balanced.")
+    assert message.startswith(f"there is no preset {name!r}; presets: fast, balanced, light, advanced, repq-vit.")
     assert message.endswith(suggestion)
 
 
@@ -133,9 +150,19 @@ WRONG = [
     ("target", '["cpu"]', ["cpu"], "target takes a string, not"),
     ("keep_float", '"head"', "head", "keep-float takes a list of strings, not 'head'."),
     ("keep_float", "[1, 2]", [1, 2], "keep-float takes a list of strings, not (1, 2)."),
-    ("preset", '"fats"', "fats", "preset takes fast, balanced, not 'fats'. Did you mean 'fast'?"),
+    (
+        "preset",
+        '"fats"',
+        "fats",
+        "preset takes fast, balanced, light, advanced, repq-vit, not 'fats'. Did you mean 'fast'?",
+    ),
     ("preset", "7", 7, "preset takes a string, not 7."),
-    ("preset", '"recipe.toml"', "recipe.toml", "preset takes fast, balanced, not 'recipe.toml'."),
+    (
+        "preset",
+        '"recipe.toml"',
+        "recipe.toml",
+        "preset takes fast, balanced, light, advanced, repq-vit, not 'recipe.toml'.",
+    ),
     ("target", '"cup"', "cup", "target takes auto, cpu, not 'cup'. Did you mean 'cpu'?"),
     ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),
     ("ranges", '"min-max"', "min-max", "Did you mean 'minmax'?"),

@@ -10,6 +10,7 @@ from onnxq.calibrate.data import (
     split,
 )
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
+from onnxq.calibrate.outliers import Outlier, TensorOutliers, find_outliers
 from onnxq.calibrate.ranges import RULES, RangeRule
 from onnxq.calibrate.saturation import saturating
 
@@ -17,9 +18,12 @@ __all__ = [
     "PREPROCESS",
     "RULES",
     "LabelledDataset",
+    "Outlier",
     "Preprocess",
     "RangeRule",
+    "TensorOutliers",
     "choose",
+    "find_outliers",
     "has_free_rows",
     "observe",
     "open_data",

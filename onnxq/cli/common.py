@@ -96,25 +96,38 @@ def _size(given: tuple[float, ...] | None) -> float | int | tuple[int, int] | No
     return int(given[0]) if len(given) == 1 else (int(given[0]), int(given[1]))
 
 
-def stdout_console() -> Console:
-    """Where results go; a reader that stops reading early ends the program quietly."""
-    from rich.console import Console
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal (escapes, backspaces, reversed writing) shown as Python writes it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
-    class Quiet(Console):
+
+def _console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = True) -> Console:
+    """A console that shows names from files harmlessly; a reader that stops reading early ends the program quietly."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Harmless(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    width = None if sys.stdout.isatty() else 160
-    return Quiet(width=width, soft_wrap=not sys.stdout.isatty())
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    return Harmless(stderr=stderr, width=width, soft_wrap=soft_wrap)
+
+
+def stdout_console() -> Console:
+    """Where results go."""
+    terminal = sys.stdout.isatty()
+    return _console(width=None if terminal else 160, soft_wrap=not terminal)
 
 
 class TerminalLog:
     """Progress on stderr: a spinner on a terminal, plain lines elsewhere, nothing when quiet."""
 
     def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True, soft_wrap=True)
+        self.console = _console(stderr=True)
         self.quiet = quiet
         self.live = self.console.is_terminal and not quiet
         self._status = self.console.status("", spinner="dots") if self.live else None
@@ -178,3 +191,15 @@ def require_writable(output: Path, source: Path, *, force: bool = True) -> None:
 
     if not os.access(folder, os.W_OK):
         raise EnvironmentFault(f"{output} cannot be written: permission denied in {folder}.")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    from onnxq import graph
+    from onnxq.errors import EnvironmentFault
+
+    try:
+        with graph.atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"{path} cannot be written: {error.strerror or error}.") from error

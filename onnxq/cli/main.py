@@ -15,10 +15,14 @@ from typing import NoReturn
 import click
 
 from onnxq.cli.benchmark import benchmark
+from onnxq.cli.common import printable
+from onnxq.cli.doctor import doctor
 from onnxq.cli.evaluate import evaluate
+from onnxq.cli.harden import harden
 from onnxq.cli.inspect import inspect
 from onnxq.cli.quantize import quantize
 from onnxq.cli.reparam import reparam
+from onnxq.cli.sensitivity import sensitivity
 from onnxq.cli.simplify import simplify
 from onnxq.errors import OnnxqError
 from onnxq.version import __version__
@@ -35,7 +39,7 @@ def group() -> None:
     """
 
 
-for command in (quantize, benchmark, evaluate, inspect, simplify, reparam):
+for command in (quantize, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
     group.add_command(command)
 
 
@@ -86,4 +90,4 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _say(text: str) -> None:
-    click.echo(f"onnxq: error: {' '.join(text.split())}", err=True)
+    click.echo(f"onnxq: error: {printable(' '.join(text.split()))}", err=True)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxq.cli.common import image_options, preprocess_of, require_writable, stdout_console, terminal_log
+from onnxq.cli.common import (
+    image_options,
+    preprocess_of,
+    require_writable,
+    stdout_console,
+    terminal_log,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from onnxq.pipeline import QuantizedModel
@@ -28,10 +39,11 @@ Examples:
               ".npz or .npy; or module:callable.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Result; default: MODEL.int8.onnx beside it.")
 @click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error, "
-              "layers' means and spreads tuned.")  # fmt: skip
+              "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
+              "learned with PyTorch; minutes.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
-@click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks.")
+@click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
 @click.option("--activation-bits", type=int, help="2 to 8 (default 8); below 8 is simulated.")
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
 @click.option("--residual-bits", type=int, help="Bits of tensors that only feed sums (default 8).")
@@ -39,6 +51,22 @@ Examples:
 @click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per output channel.")
 @click.option("--portable", is_flag=True, help="7-bit weights where x86 processors without VNNI would saturate.")
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes that must stay in float; repeatable.")
+@click.option("--max-size", metavar="SIZE", help="Budget of the file: 0.15x of the float file, or 2MB. Decides the "
+              "bits of each layer, as the next ones do.")  # fmt: skip
+@click.option("--avg-bits", metavar="BITS", help="Budget of bits per weight, on average.")
+@click.option("--max-latency", metavar="TIME", help="Budget of a run's time: 0.6x of the float model's, or 1.5ms.")
+@click.option("--max-bops", metavar="SHARE", help="Budget of bit operations: 0.3x of the 8-bit network's.")
+@click.option("--max-cost", metavar="TABLE=LIMIT", help="Budget by a vendor's table of costs: table.csv=1200.")
+@click.option("--max-drop", metavar="SHARE", help="Most of the metric that may be lost (0.005: half a point), of "
+              "--eval or of the agreement; what costs more stays in float.")  # fmt: skip
+@click.option(
+    "--keep", is_flag=True, help="Write the nearest where a budget cannot be met; the exit code is 5 all the same."
+)
+@click.option("--reconstruction", metavar="METHOD", help="Learn weights block by block: adaquant, adaround or none.")
+@click.option("--unit", metavar="NAME", help="What is learned at a time: block (default), layer, or parallel: all "
+              "layers at once over processes.")  # fmt: skip
+@click.option("--iterations", type=int, help="Steps of learning per block (default 300).")
+@click.option("--bias-tuning/--no-bias-tuning", default=None, help="Learn all biases from the float model's outputs.")
 @click.option(
     "--no-bn-tuning", is_flag=True, help="Leave mean and spread of the layers' results as rounding makes them."
 )
@@ -46,11 +74,19 @@ Examples:
 @click.option(
     "--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out (FuseBranches, ...); repeatable."
 )
+@click.option("--no-packing", is_flag=True, help="Store weights of 6 bits and less in whole bytes.")
 @click.option("--samples", type=int, help="Most calibration rows (default 512).")
 @click.option("--batch", type=int, help="Rows per run during calibration.")
+@click.option(
+    "--device", default="auto", metavar="NAME", help="Where learning computes: auto (default), cpu, cuda, cuda:1."
+)
+@click.option("--workers", type=int, default=0, help="Processes of --unit parallel (default: one per processor).")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with an interrupted run "
+              "(default: OUTPUT.partial, if it is this run's).")  # fmt: skip
 @click.option("--seed", type=int, help="Of everything random (default 0).")
 @image_options
 @click.option("--eval", "labelled", metavar="LABELLED", help="Labelled rows: reports top-1 before and after.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML report.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="Write the plan (grids, placement) as JSON.")
 @click.option("--save-recipe", is_flag=True, help="Write the resolved recipe to OUTPUT.toml.")
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
@@ -64,7 +100,9 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     that uses onnxruntime.
     """
     from onnxq import graph
-    from onnxq.report import print_quantize, quantize_document, to_json
+    from onnxq.errors import TargetNotMet
+    from onnxq.pipeline import forget_progress
+    from onnxq.report import html_report, print_quantize, quantize_document, to_json
 
     began = time.monotonic()
     graph.require_readable(model)
@@ -73,22 +111,45 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
         require_writable(target, model)
         if options["save_plan"] is not None:
             require_writable(options["save_plan"], model)
-    with terminal_log(options["quiet"] or options["as_json"]) as log:
-        result = _quantize(model, data, options, log)
+    if options["report"] is not None:
+        require_writable(options["report"], model)
+    progress = options["resume"] or target.with_name(f"{target.name}.partial")
+    with terminal_log(options["quiet"] or options["as_json"]) as log, _saying_where(progress):
+        result = _quantize(model, data, progress, {**options, "labelled": labelled}, log)
+        if result.missed and not options["keep"]:
+            raise TargetNotMet(result.missed)
         if not options["dry_run"]:
             result.save(target)
+            forget_progress(progress)
             _write_extras(result, target, options)
         summary = _summary(result, model, None if options["dry_run"] else target, labelled, options, began)
+    if options["report"] is not None and result.details is not None:
+        command = shlex.join(["onnxq", *sys.argv[1:]])
+        write_atomically(options["report"], html_report(summary, result.details, command=command))
     if options["as_json"]:
         click.echo(to_json(quantize_document(summary)))
-        return
-    print_quantize(stdout_console(), summary)
-    if summary.output is not None:
-        click.echo(f"\nwrote {target} in {summary.seconds:.1f} s")
+    else:
+        print_quantize(stdout_console(), summary)
+        if summary.output is not None:
+            click.echo(f"\nwrote {target} in {summary.seconds:.1f} s")
+    if result.missed:
+        raise TargetNotMet(result.missed)
 
 
-def _quantize(model: Path, data: str, options: dict[str, Any], log: Log) -> QuantizedModel:
+@contextmanager
+def _saying_where(progress: Path) -> Iterator[None]:
+    """Tell an interrupted user that nothing learned is lost."""
+    try:
+        yield
+    except BaseException:
+        if (progress / "state.json").exists():
+            click.echo(f"what was learned is kept in {progress}; the same command goes on from there.", err=True)
+        raise
+
+
+def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], log: Log) -> QuantizedModel:
     from onnxq.errors import UsageError
+    from onnxq.pipeline import Checks, Workplace
     from onnxq.pipeline import quantize as run
 
     if options["preset"] is not None and options["recipe"] is not None:
@@ -97,6 +158,8 @@ def _quantize(model: Path, data: str, options: dict[str, Any], log: Log) -> Quan
         raise UsageError(f"--recipe takes a .toml file, not {options['recipe']}.")
     fields = (
         "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
+        "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
+        "max_bops", "max_cost",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(
@@ -105,14 +168,17 @@ def _quantize(model: Path, data: str, options: dict[str, Any], log: Log) -> Quan
         options["recipe"] or options["preset"],
         preprocess=_preprocess(options),
         batch=options["batch"],
-        check=not options["dry_run"],
-        time_it=not options["no_timing"],
+        checks=Checks(not options["dry_run"], not options["no_timing"], options["report"] is not None),
+        place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
+        labelled=options["labelled"] if options["max_drop"] is not None else None,
+        keep=options["keep"],
         log=log,
         **changes,
         per_channel=False if options["per_tensor"] else None,
         portable=True if options["portable"] else None,
         keep_float=options["keep_float"] or None,
         bn_tuning=False if options["no_bn_tuning"] else None,
+        packed=False if options["no_packing"] else None,
         migrate_norms=True if options["migrate_norms"] else None,
         without=options["without"] or None,
     )
@@ -171,4 +237,5 @@ def _summary(
         verdict=result.verdict,
         evaluation=evaluation,
         seconds=time.monotonic() - began,
+        blocks=result.blocks,
     )

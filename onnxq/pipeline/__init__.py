@@ -1,15 +1,20 @@
 """The story: from a float file to a verified quantized one."""
 
+from onnxq.pipeline.checkpoint import forget_progress
 from onnxq.pipeline.contents import inspect
 from onnxq.pipeline.prepare import Prepared, prepare
 from onnxq.pipeline.rewrite import reparam, simplify
-from onnxq.pipeline.run import QuantizedModel, quantize
+from onnxq.pipeline.run import Checks, QuantizedModel, quantize
 from onnxq.pipeline.score import evaluate
+from onnxq.pipeline.tuning import Workplace
 
 __all__ = [
+    "Checks",
     "Prepared",
     "QuantizedModel",
+    "Workplace",
     "evaluate",
+    "forget_progress",
     "inspect",
     "prepare",
     "quantize",

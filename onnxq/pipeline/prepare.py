@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
@@ -16,6 +17,8 @@ from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Applied, Array, Feeds, InputSpec, Log, Rewriting, Silence
 
 PROBE_ROWS = 2
+PROBE_SECONDS = 300.0
+"""A model that computes longer than this on the first rows is given up: a loop in it may never end."""
 PROBE_TOLERANCE = 1e-3
 """Of the output's range. Rewrites reorder float additions; a wrong one is off by far more."""
 
@@ -89,11 +92,15 @@ def prepare(
         rewrites: The passes that follow simplification.
     """
     log.stage("Simplifying")
+    stop = Event()
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(simplifier.simplify, model)
-        probe = probing() if probing is not None else None
-        before = _outputs(model, probe) if probe is not None else None
-        simplified, reason = job.result()
+        job = pool.submit(simplifier.simplify, model, stop=stop)
+        try:
+            probe = probing() if probing is not None else None
+            before = _outputs(model, probe) if probe is not None else None
+            simplified, reason = job.result()
+        finally:
+            stop.set()
     if reason is not None:
         log.warn(reason)
         simplified = model.clone()
@@ -130,7 +137,7 @@ def _guarded(model: Model, rewrites: Sequence[Pass], probe: Feeds, log: Log) -> 
 
 
 def _outputs(model: Model, probe: Feeds) -> dict[str, Array]:
-    return Session(model, SessionConfig(optimize="basic")).run(probe)
+    return Session(model, SessionConfig(optimize="basic")).run(probe, limit_s=PROBE_SECONDS)
 
 
 def _mismatch(model: Model, probe: Feeds, before: Mapping[str, Array]) -> tuple[float | None, str]:

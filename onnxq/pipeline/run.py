@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxq import bench, calibrate, graph, passes, runtime
-from onnxq.calibrate import RULES, Preprocess
+from onnxq.calibrate import LabelledDataset, Preprocess
 from onnxq.emit import emit
-from onnxq.errors import UnsupportedError, UsageError
-from onnxq.graph import Layer, Model
-from onnxq.grid import Grid
+from onnxq.errors import UnsupportedError
+from onnxq.graph import Model
+from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
+from onnxq.pipeline.details import details
 from onnxq.pipeline.migration import migrate_norms
-from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of, rows_are_free
-from onnxq.pipeline.tuning import tune_moments
+from onnxq.pipeline.planning import choose_ranges, observe, plan_of
+from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.tuning import Workplace, require_learning, tune
 from onnxq.pipeline.verify import verify
-from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place, save_learned, save_plan
+from onnxq.plan import Placement, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
-from onnxq.types import Dataset, Feeds, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
+from onnxq.types import BlockResult, Dataset, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
+from onnxq.types.details import Details
 from onnxq.version import __version__
 
-TRIAL_ROWS = 16
-"""Rows on which range candidates are compared."""
+SLACK = 1.02
+"""A latency that is this much above the limit is taken to meet it: repeated measurements differ by as much."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is measured about a result.
+
+    Attributes:
+        verify: Compare it with the float model.
+        time_it: Measure latency while verifying.
+        explain: Measure every layer, for the report.
+    """
+
+    verify: bool = True
+    time_it: bool = True
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,9 @@ class QuantizedModel:
         rows: How many of them calibrated the ranges.
         verdict: What verification found; None for a dry run.
         learned: Codes and biases that replace plain rounding, by node name.
+        blocks: What learning did to each block.
+        missed: Why the budgets are not met; "" where they are.
+        details: Every layer measured, for the report; None where that was not asked for.
     """
 
     model: Model
@@ -52,6 +72,9 @@ class QuantizedModel:
     rows: int
     verdict: Verdict | None
     learned: Mapping[str, LearnedLayer]
+    blocks: tuple[BlockResult, ...] = ()
+    missed: str = ""
+    details: Details | None = None
 
     @property
     def simulated(self) -> bool:
@@ -78,8 +101,10 @@ def quantize(
     *,
     preprocess: Preprocess | None = None,
     batch: int | None = None,
-    check: bool = True,
-    time_it: bool = True,
+    checks: Checks = Checks(),
+    place: Workplace = Workplace(),
+    labelled: Any = None,
+    keep: bool = False,
     log: Log = Silence(),
     **changes: Any,
 ) -> QuantizedModel:
@@ -92,8 +117,11 @@ def quantize(
         recipe: A preset's name, a TOML file or a `Recipe`.
         preprocess: What is done to images.
         batch: Rows per run during calibration.
-        check: Verify the result against the float model.
-        time_it: Measure latency while verifying.
+        checks: What is measured about the result.
+        place: Where learning computes, and the folder that keeps what it found.
+        labelled: Rows with classes that judge `max_drop`; without, the share of changed arg-maxes on rows that
+            calibration did not see does.
+        keep: Return the nearest to the budgets where they cannot be met; `missed` then says so.
         log: Progress.
         **changes: Fields of `Recipe` that replace the recipe's.
 
@@ -103,32 +131,134 @@ def quantize(
     Raises:
         InputError: The model or the data cannot be read or does not fit.
         UnsupportedError: Nothing in the model can be quantized.
-        UsageError: The recipe contradicts itself.
+        UsageError: The recipe contradicts itself, or the state in `place.progress` is another run's.
+        TargetNotMet: The budgets cannot be met; the message says what can.
+        EnvironmentFault: The recipe learns, and PyTorch or the device is missing.
     """
     settings = resolve(recipe, **changes)
+    require_learning(settings, place)
+    require_consistent(settings)
     log.stage("Reading the model")
     loaded = load_float(model)
     _require_layers(loaded, Path(model))
+    work = _work(Path(model), loaded, Data(data, labelled, preprocess, batch), settings, log)
+    return _quantized(work, checks, place, keep)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run is about.
+
+    Attributes:
+        path: The user's file.
+        prepared: The float graph in the form that quantizes best.
+        rows: Calibration rows.
+        held_out: Rows that nothing is fitted to.
+        labelled: Rows with classes, if there are any.
+        settings: The resolved recipe.
+        log: Progress.
+    """
+
+    path: Path
+    prepared: Prepared
+    rows: Dataset
+    held_out: Dataset
+    labelled: LabelledDataset | None
+    settings: Recipe
+    log: Log
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the file says about itself."""
+        return _provenance(self.path, self.settings, self.rows.provenance)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows as the user gave them: to calibrate with, with labels, and how images become inputs."""
+
+    rows: Any
+    labelled: Any
+    preprocess: Preprocess | None
+    batch: int | None
+
+
+def _work(path: Path, loaded: Model, data: Data, settings: Recipe, log: Log) -> Work:
+    """Rows opened and split, the graph prepared."""
+    inputs = model_inputs(loaded)
     dataset = calibrate.open_data(
-        data, model_inputs(loaded), preprocess=preprocess, samples=settings.samples, batch=batch
+        data.rows, inputs, preprocess=data.preprocess, samples=settings.samples, batch=data.batch
     )
+    classes = None
+    if data.labelled is not None:
+        classes = calibrate.open_labelled(data.labelled, inputs, preprocess=data.preprocess, batch=data.batch)
     rows, held_out = calibrate.split(dataset)
-    prepared = _prepared(model, loaded, dataset, rows, settings, log)
-    placement, observations = _observe(prepared.model, rows, settings, log)
-    ranges = _ranges(prepared.model, placement, observations, rows, settings, log)
-    tuned = Tuned(_plan(prepared.model, placement, ranges, rows, settings, log))
-    if settings.bn_tuning:
-        tuned = tune_moments(prepared.model, tuned, rows, settings.seed, log)
-    plan = tuned.plan
-    log.stage("Writing the quantized graph")
-    quantized = emit(prepared.model, plan, _provenance(Path(model), settings, rows.provenance), tuned.layers)
-    verdict = None
-    if check:
-        macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
-        verdict = verify(prepared, quantized, plan, held_out, macs, time_it=time_it, seed=settings.seed, log=log)
+    prepared = _prepared(path, loaded, dataset, rows, settings, log)
+    return Work(path, prepared, rows, held_out, classes, settings, log)
+
+
+def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> QuantizedModel:
+    """Place, observe, plan, tune, emit, verify."""
+    prepared, settings, log = work.prepared, work.settings, work.log
+    placement, observations = observe(prepared.model, work.rows, settings, log)
+    macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
+    plan, missed = _planned(work, placement, observations, macs, keep, place.workers)
+    outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
+    tuned = outcome.tuned
+    quantized = _emitted(work, tuned)
+    verdict = found = None
+    if checks.verify:
+        timed, seed = checks.time_it, settings.seed
+        verdict = verify(prepared, quantized, tuned.plan, work.held_out, macs, time_it=timed, seed=seed, log=log)
+    if checks.explain:
+        found = details(prepared, quantized, tuned, observations, work.held_out, log=log)
     return QuantizedModel(
-        quantized, plan, prepared, settings, rows.provenance, observations.rows, verdict, tuned.layers
+        model=quantized,
+        plan=tuned.plan,
+        prepared=prepared,
+        recipe=settings,
+        data=work.rows.provenance,
+        rows=observations.rows,
+        verdict=verdict,
+        learned=tuned.layers,
+        blocks=outcome.blocks,
+        missed=missed or _too_slow(settings, verdict),
+        details=found,
     )
+
+
+def _planned(
+    work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, workers: int
+) -> tuple[QuantPlan, str]:
+    """The plan, and why budgets are not met ("" where they are, or there are none)."""
+    model, settings, log = work.prepared.model, work.settings, work.log
+    if not settings.wishes:
+        ranges = choose_ranges(model, placement, seen, work.rows, settings, log)
+        return plan_of(model, placement, ranges, work.rows, settings, log), ""
+    found = calibrated(model, placement, seen, work.rows, settings, [settings.activation_bits], log)
+    ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, workers)
+    allotted = allot(ask, keep=keep, log=log)
+    for sentence in describe(allotted.choice):
+        log.note(sentence)
+    return allotted.choice.plan, allotted.missed
+
+
+def _emitted(work: Work, tuned: Tuned) -> Model:
+    work.log.stage("Writing the quantized graph")
+    packed = work.settings.packed and any(grid.bits < 7 for grid in tuned.plan.weights.values())
+    return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed)
+
+
+def _too_slow(settings: Recipe, verdict: Verdict | None) -> str:
+    """Why the measured latency is not what was asked for; "" where it is, or was not measured."""
+    limit = settings.wishes.max_latency
+    if limit is None or verdict is None or len(verdict.latency) < 2:
+        return ""
+    plain, quick = verdict.latency
+    if quick.median_ms <= limit.of(plain.median_ms) * SLACK:
+        return ""
+    ratio = quick.median_ms / plain.median_ms
+    return f"the latency {settings.max_latency} is not met: {quick.median_ms:.3f} ms, {ratio:.2f}x, was measured."
 
 
 def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:
@@ -144,119 +274,6 @@ def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, 
 def _require_layers(model: Model, path: Path) -> None:
     if not any(graph.nodes(model, *graph.LAYER_OPS)):
         raise UnsupportedError(f"{path.name} has no Conv, Gemm or MatMul: there is nothing to quantize.")
-
-
-def _observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Placement, Observations]:
-    """Placement and statistics; tensors with infinities or NaN are taken out of the placement."""
-    keep = _matches(model, settings.keep_float)
-    placement = place(model, keep_float=keep)
-    if not placement.layers:
-        reasons = sorted({f"{name}: {reason}" for name, reason in placement.skipped.items()})[:3]
-        raise UnsupportedError(f"nothing in this model can run in integers ({'; '.join(reasons)}).")
-    log.stage("Calibrating")
-    observations = calibrate.observe(
-        model, rows, placement.tensors, bench.matrix_tensors(model), seed=settings.seed, progress=log.advance
-    )
-    broken = {
-        name: f"its tensor {name} holds infinities or NaN"
-        for name, stats in observations.tensors.items()
-        if not stats.finite
-    }
-    if broken:
-        log.warn(f"{len(broken)} tensors hold infinities or NaN on the calibration data and stay in float")
-        placement = place(model, keep_float=keep, refuse=broken)
-    return placement, observations
-
-
-def _matches(model: Model, patterns: Sequence[str]) -> list[str]:
-    names = list(graph.node_names(model))
-    found: list[str] = []
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise UsageError(f"keep-float pattern {pattern!r} matches no node of the simplified model.")
-        found += matched
-    return found
-
-
-def _ranges(
-    model: Model, placement: Placement, seen: Observations, rows: Dataset, settings: Recipe, log: Log
-) -> dict[str, Range]:
-    stats = {name: seen.tensors[name] for name in placement.tensors}
-    seen_ranges = {name: Range(found.low, found.high, "minmax") for name, found in stats.items()}
-    bits = activation_bits(placement, Groups(placement, seen_ranges), _precision(settings))
-    grids = {name: Grid(count, signed=False, symmetric=False) for name, count in bits.items()}
-    if settings.ranges != "auto":
-        rule = RULES[settings.ranges]
-        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()}
-    log.stage("Choosing ranges")
-    readers = _readers(placement)
-    chosen = calibrate.choose(
-        model,
-        replace(seen, tensors=stats),
-        readers,
-        _some(rows, TRIAL_ROWS, model),
-        grids,
-        progress=log.advance,
-    )
-    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()}
-
-
-def _readers(placement: Placement) -> dict[str, list[Layer]]:
-    readers: dict[str, list[Layer]] = {}
-    for unit in placement.layers:
-        if unit.layer is not None:
-            readers.setdefault(graph.name_of(unit.layer.data), []).append(unit.layer)
-    return readers
-
-
-def _some(rows: Dataset, count: int, model: Model) -> list[Feeds]:
-    """The first `count` rows in small batches (whole batches where the model fixes their size)."""
-    free = rows_are_free(model)
-    found: list[Feeds] = []
-    taken = 0
-    for feeds in rows:
-        size = len(next(iter(feeds.values())))
-        room = count - taken
-        step = 4 if free else size
-        for start in range(0, min(size, room) if free else size, step):
-            stop = min(start + step, room) if free else size
-            found.append({name: value[start:stop] for name, value in feeds.items()} if free else feeds)
-        taken += size
-        if taken >= count:
-            break
-    return found
-
-
-def _plan(
-    model: Model,
-    placement: Placement,
-    ranges: Mapping[str, Range],
-    rows: Dataset,
-    settings: Recipe,
-    log: Log,
-) -> QuantPlan:
-    precision = _precision(settings)
-    plan = make_plan(model, placement, ranges, precision, target="cpu")
-    if not (settings.portable or (settings.target == "auto" and runtime.saturates())):
-        return plan
-    log.stage("Looking for 16-bit saturation")
-    layers = {unit.name: unit.layer for unit in placement.layers if unit.layer is not None}
-    narrow = calibrate.saturating(model, layers, plan.tensors, plan.weights, _some(rows, 8, model), seed=settings.seed)
-    if not narrow:
-        return plan
-    log.note(f"{len(narrow)} layers get 7-bit weights: without VNNI their sums would saturate")
-    return make_plan(model, placement, ranges, replace(precision, narrow=frozenset(narrow)), target="cpu")
-
-
-def _precision(settings: Recipe) -> Precision:
-    return Precision(
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits,
-        per_channel=settings.per_channel,
-        first_last=settings.first_last,
-        residual_bits=settings.residual_bits,
-    )
 
 
 def _provenance(path: Path, settings: Recipe, data: Mapping[str, object]) -> dict[str, str]:

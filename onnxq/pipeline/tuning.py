@@ -1,58 +1,196 @@
-"""Tuning as a stage: block after block, kept if the whole model's outputs get nearer to the float ones."""
+"""Tuning as a stage: learned weights, then means and spreads, then biases.
+
+Each is kept only if the model's outputs gain by it on rows that nothing was learned from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from onnxq import graph
 from onnxq.emit import emit
 from onnxq.graph import Model
+from onnxq.pipeline.checkpoint import Checkpoint, Progress, key_of
 from onnxq.pipeline.prepare import rows_are_free
-from onnxq.plan import find_blocks
+from onnxq.plan import Block, find_blocks, layer_slices
+from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums, TuneMoments, batches_of, halves, walk
-from onnxq.types import Array, Dataset, Feeds, Log, Tuned
+from onnxq.tune.methods import find_device, learned_method, require_torch
+from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned
 
-ROWS = 128
+MOMENT_ROWS, MOMENT_BATCH = 128, 8
 """Most calibration rows that moments are measured on; more change little."""
-BATCH = 8
+LEARN_ROWS, LEARN_BATCH = 1024, 32
+JUDGING_BATCHES = 8
+"""Most batches of `MOMENT_BATCH` rows that judge."""
 QUIET = SessionConfig(stop_spinning=True)
 
 
-def tune_moments(model: Model, tuned: Tuned, rows: Dataset, seed: int, log: Log) -> Tuned:
-    """Match mean and spread of every layer's result to the float model's, if the outputs gain by it.
+@dataclass(frozen=True)
+class Workplace:
+    """Where and how a run learns; nothing here changes what it is asked for.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        workers: Processes of the unit "parallel"; 0 takes one per processor.
+        progress: Folder that keeps what was learned so far; None keeps nothing.
+        resume: The folder must hold this run's state.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    progress: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What tuning found.
+
+    Attributes:
+        tuned: Grids, codes and biases.
+        blocks: What each learned method did to each block.
+    """
+
+    tuned: Tuned
+    blocks: tuple[BlockResult, ...] = ()
+
+
+def require_learning(settings: Recipe, place: Workplace) -> str:
+    """The device to learn on; checked before any work is done. "" where nothing is learned with gradients."""
+    if settings.reconstruction == "none" and not settings.bias_tuning:
+        return ""
+    require_torch(f"the recipe's {'bias-tuning' if settings.bias_tuning else 'reconstruction'}")
+    return find_device(place.device)
+
+
+def tune(model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, place: Workplace) -> Outcome:
+    """Find better codes, steps and biases than plain rounding's.
 
     Args:
         model: The prepared float model.
-        tuned: The plan, and what was learned before.
+        tuned: The plan.
         rows: Calibration rows.
-        seed: Of everything random.
+        settings: Says what is tuned.
         log: Progress.
+        place: Where and how.
 
-    Returns:
-        What was found, or `tuned` where it does not help on the rows kept back.
+    Raises:
+        UsageError, EnvironmentFault: The device is not there, or the state to resume from is not this run's.
     """
-    log.stage("Tuning means and spreads")
+    device = require_learning(settings, place)
+    judge = Judge(model, rows)
+    results: tuple[BlockResult, ...] = ()
+    if settings.reconstruction != "none":
+        found, results = reconstruct(model, tuned, rows, settings, log, place, device)
+        tuned = judge.better(tuned, found, "learned weights are dropped: plain rounding is nearer to the float", log)
+    if settings.bn_tuning:
+        log.stage("Tuning means and spreads")
+        found = tune_moments(model, tuned, rows, settings.seed, log)
+        tuned = judge.better(
+            tuned, found, "means and spreads stay as rounding makes them: tuning them does not help this model", log
+        )
+    if settings.bias_tuning:
+        from onnxq.tune.biases import tune_biases
+
+        log.stage("Tuning biases")
+        batches = list(batches_of(rows, LEARN_BATCH, free=rows_are_free(model), limit=LEARN_ROWS))
+        found = tune_biases(model, tuned, batches, seed=settings.seed, device=device, log=log)
+        tuned = judge.better(tuned, found, "biases stay: tuning them does not help this model", log)
+    return Outcome(tuned, results)
+
+
+def tune_moments(model: Model, tuned: Tuned, rows: Dataset, seed: int, log: Log) -> Tuned:
+    """Match mean and spread of every layer's result to the float model's."""
+    batches = batches_of(rows, MOMENT_BATCH, free=rows_are_free(model), limit=MOMENT_ROWS)
+    return walk(model, tuned, _blocks(model, find_blocks), [TuneMoments()], batches, seed=seed, log=log)[0]
+
+
+def reconstruct(
+    model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, place: Workplace, device: str
+) -> tuple[Tuned, tuple[BlockResult, ...]]:
+    """Learn unit after unit, from where an interrupted run stopped; what every unit gained is returned with it."""
+    log.stage(f"Learning weights ({settings.reconstruction})")
+    method = learned_method(settings.reconstruction, iterations=settings.iterations, device=device)
+    batches = batches_of(rows, LEARN_BATCH, free=rows_are_free(model), limit=LEARN_ROWS)
+    if settings.unit == "parallel":
+        from onnxq.tune.parallel import parallel
+
+        slices, every = _blocks(model, layer_slices), list(batches)
+        workers = place.workers or os.cpu_count() or 1
+        found, each = parallel(model, tuned, slices, method, every, workers=workers, seed=settings.seed, log=log)
+        return found, tuple(each)
+    limit = 1 if settings.unit == "layer" else 8
+    blocks = _blocks(model, lambda shaped: find_blocks(shaped, limit=limit))
+    kept = Checkpoint(place.progress, key_of(settings, tuned.plan), resume=place.resume) if place.progress else None
+    start = (kept.read() if kept is not None else None) or Progress(0, tuned)
+    if start.done:
+        log.note(f"going on behind block {start.done} of {len(blocks)}, where an earlier run stopped")
+    results = list(start.results)
+
+    def keep(done: int, state: Tuned, found: Sequence[BlockResult]) -> None:
+        results.extend(found)
+        if kept is not None:
+            kept.write(Progress(done, state, tuple(results)))
+
+    found, _ = walk(
+        model, start.tuned, blocks, [method], batches, seed=settings.seed, log=log, done=start.done, after=keep
+    )
+    return found, tuple(results)
+
+
+def _blocks(model: Model, find: Callable[[Model], Sequence[Block]]) -> Sequence[Block]:
     shaped = model.clone()
     graph.infer_shapes(shaped)
-    batches = list(batches_of(rows, BATCH, free=rows_are_free(model), limit=ROWS))
-    found, _ = walk(model, tuned, find_blocks(shaped), [TuneMoments()], batches, seed=seed, log=log)
-    if found is tuned:
-        return tuned
-    held = [batches[index] for index in halves(len(batches))[1]]
-    session = Session(model, QUIET)
-    wanted = [session.run(feeds) for feeds in held]
-    before, after = (_error(model, state, held, wanted) for state in (tuned, found))
-    if after >= before:
-        log.note("means and spreads stay as rounding makes them: tuning them does not help this model")
-        return tuned
-    return found
+    return find(shaped)
 
 
-def _error(model: Model, tuned: Tuned, batches: Sequence[Feeds], wanted: Sequence[Mapping[str, Array]]) -> float:
-    """Noise over signal at the model's outputs."""
-    session = Session(emit(model, tuned.plan, learned=tuned.layers), QUIET)
-    sums = ErrorSums()
-    for feeds, outputs in zip(batches, wanted, strict=True):
-        sums.add(outputs, session.run(feeds))
-    return sums.relative()
+class Judge:
+    """Compares states by the model's outputs on rows that nothing was learned from.
+
+    Args:
+        model: The prepared float model.
+        rows: Calibration rows; some of the last fifth of them judge.
+    """
+
+    def __init__(self, model: Model, rows: Dataset) -> None:
+        self._model, self._rows = model, rows
+        self._pairs: list[tuple[Feeds, Mapping[str, Array]]] = []
+        self._known: tuple[Tuned, float] | None = None
+
+    def better(self, tuned: Tuned, found: Tuned, otherwise: str, log: Log) -> Tuned:
+        """`found` where its outputs are nearer to the float model's; else `tuned`, and `otherwise` is said."""
+        if found is tuned:
+            return tuned
+        error = self._known[1] if self._known is not None and self._known[0] is tuned else self.error(tuned)
+        reached = self.error(found)
+        better = reached < error
+        self._known = (found, reached) if better else (tuned, error)
+        if not better:
+            log.note(otherwise)
+        return self._known[0]
+
+    def error(self, tuned: Tuned) -> float:
+        """Noise over signal at the model's outputs."""
+        if not self._pairs:
+            self._pairs = self._read()
+        session = Session(emit(self._model, tuned.plan, learned=tuned.layers), QUIET)
+        sums = ErrorSums()
+        for feeds, outputs in self._pairs:
+            sums.add(outputs, session.run(feeds))
+        return sums.relative()
+
+    def _read(self) -> list[tuple[Feeds, Mapping[str, Array]]]:
+        last: deque[Feeds] = deque(maxlen=JUDGING_BATCHES)
+        count = 0
+        for feeds in batches_of(self._rows, MOMENT_BATCH, free=rows_are_free(self._model), limit=LEARN_ROWS):
+            last.append(feeds)
+            count += 1
+        held = list(last)[-len(halves(count)[1]) :]
+        session = Session(self._model, QUIET)
+        return [(feeds, session.run(feeds)) for feeds in held]

@@ -11,7 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import onnx_ir as ir
 
@@ -20,11 +23,17 @@ from onnxq.errors import OnnxqError
 
 CHILD = Path(__file__).with_name("child.py")
 """The child's program."""
+PATIENCE_S = 0.1
+"""Seconds between looks at whether the child should be stopped."""
 _GIB = 1 << 30
 
 
 def simplify(
-    model: graph.Model, *, timeout_s: float = 120, memory_bytes: int | None = None
+    model: graph.Model,
+    *,
+    timeout_s: float = 120,
+    memory_bytes: int | None = None,
+    stop: Event | None = None,
 ) -> tuple[graph.Model, str | None]:
     """Simplify `model`, if that works.
 
@@ -35,6 +44,7 @@ def simplify(
         model: Left as it is.
         timeout_s: Wall-clock seconds the child process may take.
         memory_bytes: Address space the child process may take; None: 8 GiB and six times the weights.
+        stop: Ends the child early when it is set, by another thread.
 
     Returns:
         The simplified model and None; or `model` itself and one sentence that says why it was not simplified.
@@ -44,7 +54,7 @@ def simplify(
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             source, destination = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
             graph.save(_with_output_shapes(model), source)
-            failure = _run_child(source, destination, timeout_s, limit)
+            failure = _run_child(source, destination, timeout_s, limit, stop or Event())
             if failure is not None:
                 return model, f"simplification {failure}; continuing without it"
             simplified = graph.load(destination)
@@ -68,7 +78,7 @@ def _with_output_shapes(model: graph.Model) -> graph.Model:
     return copy
 
 
-def _run_child(source: Path, destination: Path, timeout_s: float, memory_bytes: int) -> str | None:
+def _run_child(source: Path, destination: Path, timeout_s: float, memory_bytes: int, stop: Event) -> str | None:
     """Run the child process to its end; returns None or what went wrong, as a predicate."""
     # -P: the child's own folder must not shadow packages. Arenas count as address space, one per thread.
     command = [
@@ -80,26 +90,34 @@ def _run_child(source: Path, destination: Path, timeout_s: float, memory_bytes: 
         str(memory_bytes),
         str(timeout_s),
     ]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, env=environment) as child:
+        said = _wait(child, timeout_s, stop)
+    if said is None:
         return f"took longer than {timeout_s:g} s"
-    errors = done.stderr.decode(errors="replace")
-    if done.returncode == 0:
+    errors = said.decode(errors="replace")
+    if child.returncode == 0:
         return None if destination.is_file() else "wrote no model"
     if "bad_alloc" in errors or "out of memory" in errors or "Cannot allocate memory" in errors:
         return f"ran out of memory (limit {memory_bytes / _GIB:.1f} GiB)"
-    if done.returncode < 0:
-        return f"crashed ({_signal_name(-done.returncode)})"
+    if child.returncode < 0:
+        return f"crashed ({_signal_name(-child.returncode)})"
     return f"failed ({_one_line(_last_line(errors))})"
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, stop: Event) -> bytes | None:
+    """What the child wrote to stderr; None where it had to be killed."""
+    end = time.monotonic() + timeout_s
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                written: bytes = child.communicate(timeout=PATIENCE_S)[1]
+                return written
+            if stop.is_set() or time.monotonic() > end:
+                return None
+    finally:
+        child.kill()
 
 
 def _signal_name(number: int) -> str:

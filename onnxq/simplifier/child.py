@@ -32,7 +32,9 @@ def limit(memory_bytes: int, seconds: float) -> None:
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+    most = memory_bytes if ceiling == resource.RLIM_INFINITY else min(memory_bytes, ceiling)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(math.ceil(seconds) + 5)
 

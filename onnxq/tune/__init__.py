@@ -3,11 +3,10 @@
 from onnxq.tune.cache import BUDGET_BYTES
 from onnxq.tune.job import ErrorSums, Job, Method, block_error
 from onnxq.tune.moments import TuneMoments
-from onnxq.tune.walk import BlockResult, batches_of, halves, walk
+from onnxq.tune.walk import batches_of, halves, walk
 
 __all__ = [
     "BUDGET_BYTES",
-    "BlockResult",
     "ErrorSums",
     "Job",
     "Method",

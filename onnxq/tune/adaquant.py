@@ -21,7 +21,7 @@ from onnxq.graph import Layer
 from onnxq.tune.job import Job
 from onnxq.tune.learn import Rates, learn
 from onnxq.tune.quantizers import WeightQuantizer, round_through
-from onnxq.tune.soft_block import SoftBlock, agrees
+from onnxq.tune.soft_block import SoftBlock, require_agreement
 from onnxq.types import Tuned, WeightGrid
 
 
@@ -49,9 +49,8 @@ class AdaQuant:
         return "adaquant"
 
     def __call__(self, job: Job, tuned: Tuned) -> Tuned:
-        """`tuned` with learned codes, steps, grids and biases of the block; itself where torch cannot run the block."""
-        if not agrees(job, tuned):
-            return tuned
+        """`tuned` with learned codes, steps, grids and biases of the block; see `require_agreement` for refusals."""
+        require_agreement(job, tuned)
 
         def make(layer: Layer, grid: WeightGrid) -> WeightQuantizer:
             return FreeWeight(layer.weight, grid, learn_steps=True)

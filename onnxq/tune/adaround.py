@@ -23,7 +23,7 @@ from onnxq.graph import Layer
 from onnxq.tune.job import Job, block_error
 from onnxq.tune.learn import Rates, learn
 from onnxq.tune.quantizers import WeightQuantizer
-from onnxq.tune.soft_block import SoftBlock, agrees
+from onnxq.tune.soft_block import SoftBlock, require_agreement
 from onnxq.types import Tuned, WeightGrid
 
 LOW, HIGH = -0.1, 1.1
@@ -62,9 +62,8 @@ class AdaRound:
         return "adaround"
 
     def __call__(self, job: Job, tuned: Tuned) -> Tuned:
-        """`tuned` with learned codes, steps, grids and biases of the block; itself where torch cannot run the block."""
-        if not agrees(job, tuned):
-            return tuned
+        """`tuned` with learned codes, steps, grids and biases of the block; see `require_agreement` for refusals."""
+        require_agreement(job, tuned)
         pull = self.weight * block_error(job, tuned, job.train[:4])
 
         def make(layer: Layer, grid: WeightGrid) -> WeightQuantizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,7 +13,31 @@ from onnxq.emit import emit
 from onnxq.graph import Model
 from onnxq.plan import Block
 from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Array, Feeds, QuantPlan, Tuned
+from onnxq.types import Array, Feeds, Log, QuantPlan, Silence, Tuned
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The float network behind a block, up to the end of the block's stage.
+
+    Attributes:
+        model: Its graph.
+        inputs: What it reads: outputs of the block, and what blocks in front of that make.
+        outputs: Of its last block.
+        floats: All of `inputs` as the float network makes them.
+        targets: The same of `outputs`.
+    """
+
+    model: Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    floats: Sequence[Feeds]
+    targets: Sequence[Feeds]
+
+
+def nothing(reach: int) -> Rest | None:
+    """No blocks behind are known, however far one wants to look."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,9 @@ class Job:
         train: Batches to learn from.
         held: Batches that judge.
         seed: Of everything random.
+        log: Progress.
+        rest: Gives what is behind the block in its stage, at most so many blocks; None where nothing there reads what
+            the block makes. Computed when asked for.
     """
 
     block: Block
@@ -39,6 +66,8 @@ class Job:
     train: tuple[int, ...]
     held: tuple[int, ...]
     seed: int = 0
+    log: Log = Silence()
+    rest: Callable[[int], Rest | None] = nothing
 
 
 class Method(Protocol):
@@ -55,7 +84,11 @@ class Method(Protocol):
         ...
 
     def __call__(self, job: Job, tuned: Tuned) -> Tuned:
-        """`tuned` with the entries of the block's layers and tensors replaced."""
+        """`tuned` with the entries of the block's layers and tensors replaced.
+
+        Raises:
+            UnsupportedError: The method cannot work on this block.
+        """
         ...
 
 
@@ -73,6 +106,8 @@ def restrict(plan: QuantPlan, model: Model) -> QuantPlan:
         sums=tuple(name for name in plan.sums if name in nodes),
         constants={name: grid for name, grid in plan.constants.items() if name in values},
         tables=tuple(name for name in plan.tables if name in nodes),
+        borders={name: border for name, border in plan.borders.items() if name in values and name not in inputs},
+        log_softmax={name: grid for name, grid in plan.log_softmax.items() if name in nodes},
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onnxq.tune.job import Job
+from onnxq.errors import UnsupportedError
+from onnxq.torch_exec import Slice, extract
+from onnxq.tune.job import Job, Rest
+from onnxq.tune.losses import Loss, losses_of, squared
 from onnxq.tune.soft_block import SoftBlock, as_tensors
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from onnxq.types import Tuned
 
 SHIFT_FACTOR = 100
 SMALLEST_BIAS = 1e-3
@@ -30,17 +32,66 @@ class Rates:
         steps: Of the logarithm of weight steps.
         grids: Of the logarithm of activation steps; zero points move a hundred times as fast, in codes.
         biases: Of biases, in units of the mean magnitude of their layer's at the start (0.001 where that is less).
+        borders: Of the terms of rounding borders.
     """
 
     codes: float
     steps: float = 1e-3
     grids: float = 1e-3
     biases: float = 1e-3
+    borders: float = 5e-3
 
 
-def squared(found: Tensor, target: Tensor) -> Tensor:
-    """Noise power over signal power."""
-    return torch.mean((found - target) ** 2) / torch.mean(target**2).clamp_min(1e-12)
+class Ahead:
+    """The float network behind a block, up to the end of its stage: the errors that arrive there count, too.
+
+        total = loss(block) + weight * loss(rest of the stage)
+
+    Nothing in it is learned; what else it reads comes from the float network. Across-block calibration, "RepAPQ", arXiv
+    2402.16121.
+
+    Args:
+        rest: The blocks behind.
+        weight: How much their outputs count; above 0.
+        losses: Of each of them.
+
+    Raises:
+        UnsupportedError: An operator cannot run in torch.
+    """
+
+    def __init__(self, rest: Rest, weight: float, losses: Mapping[str, Loss]) -> None:
+        self._rest, self._weight, self._losses = rest, weight, losses
+        self._slice: Slice = extract(rest.model, rest.inputs, rest.outputs)
+
+    def to(self, where: torch.device) -> None:
+        """Move it."""
+        self._slice.to(where)
+
+    def loss(self, batch: int, found: Mapping[str, Tensor], where: torch.device) -> Tensor:
+        """Of one batch, for which the block gave `found`; a scalar."""
+        feeds = as_tensors(self._rest.floats[batch], where) | dict(found)
+        reached = self._slice(feeds)
+        return self._weight * _total(reached, as_tensors(self._rest.targets[batch], where), self._losses)
+
+
+def look_ahead(job: Job, tuned: Tuned, loss: str, *, weight: float, reach: int) -> Ahead | None:
+    """What is behind a block in its stage, or None; the log says why where torch cannot run it.
+
+    Args:
+        job: The block.
+        tuned: Its grids.
+        loss: One of `onnxq.tune.losses.LOSSES`.
+        weight: How much the errors there count; with 0 nothing is looked at.
+        reach: Most blocks behind it.
+    """
+    rest = job.rest(reach) if weight else None
+    if rest is None or not any(value.dtype.kind == "f" for value in rest.targets[job.train[0]].values()):
+        return None
+    try:
+        return Ahead(rest, weight, losses_of(loss, rest.targets[job.train[0]], tuned))
+    except UnsupportedError as reason:
+        job.log.note(f"block {job.block.name}: the rest of its stage is not looked at: {reason}")
+        return None
 
 
 def learn(
@@ -50,7 +101,8 @@ def learn(
     *,
     iterations: int,
     mix: float = 0.0,
-    loss: Loss = squared,
+    loss: Loss | Mapping[str, Loss] = squared,
+    ahead: Ahead | None = None,
     device: str = "cpu",
 ) -> None:
     """Fit the block's outputs to the float network's; the loss is the sum over its float outputs.
@@ -63,18 +115,22 @@ def learn(
         rates: Learning rates.
         iterations: Steps; each sees one batch.
         mix: Chance that an element of the input comes from the float network (QDrop).
-        loss: Of one output.
+        loss: Of any output, or of each by its name.
+        ahead: The network behind the block, whose error counts, too.
         device: Where torch computes.
     """
     where = torch.device(device)
     block.to(where)
+    if ahead is not None:
+        ahead.to(where)
+    losses = loss if isinstance(loss, Mapping) else dict.fromkeys(job.block.outputs, loss)
     groups = _groups(block, rates)
     if not groups or not any(target.dtype.kind == "f" for target in job.targets[job.train[0]].values()):
         return
     block.train()
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(job.seed)
-        _descend(block, job, torch.optim.Adam(groups), iterations, mix, loss, where)
+        _descend(block, job, torch.optim.Adam(groups), iterations, mix, losses, ahead, where)
     block.eval()
 
 
@@ -84,10 +140,12 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     iterations: int,
     mix: float,
-    loss: Loss,
+    losses: Mapping[str, Loss],
+    ahead: Ahead | None,
     where: torch.device,
 ) -> None:
     starts = [group["lr"] for group in optimizer.param_groups]
+    error = Falling()
     for index, batch in enumerate(_order(job.train, iterations, job.seed)):
         progress = index / iterations
         for group, start in zip(optimizer.param_groups, starts, strict=True):
@@ -96,7 +154,11 @@ def _descend(
         feeds = as_tensors(job.feeds[batch], where)
         if mix:
             feeds = _mixed(feeds, as_tensors(job.floats[batch], where), mix)
-        total = _total(block(feeds), as_tensors(job.targets[batch], where), loss)
+        found = block(feeds)
+        total = _total(found, as_tensors(job.targets[batch], where), losses)
+        if ahead is not None:
+            total = total + ahead.loss(batch, found, where)
+        job.log.step(f"{index} of {iterations}, error {error.after(float(total.detach())):.4f}")
         for quantizer in block.quantizers():
             extra = quantizer.penalty(progress)
             total = total if extra is None else total + extra
@@ -107,9 +169,21 @@ def _descend(
             grid.limit()
 
 
-def _total(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], loss: Loss) -> Tensor:
-    losses = [loss(found[name], target) for name, target in targets.items() if target.is_floating_point()]
-    return torch.stack(losses).sum()
+class Falling:
+    """The mean of the last values, a few dozen of them."""
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+
+    def after(self, value: float) -> float:
+        """The mean with one more value."""
+        self._mean = value if self._mean is None else 0.95 * self._mean + 0.05 * value
+        return self._mean
+
+
+def _total(found: Mapping[str, Tensor], targets: Mapping[str, Tensor], losses: Mapping[str, Loss]) -> Tensor:
+    parts = [losses[name](found[name], target) for name, target in targets.items() if target.is_floating_point()]
+    return torch.stack(parts).sum()
 
 
 def _mixed(feeds: dict[str, Tensor], floats: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -138,12 +212,14 @@ def _groups(block: SoftBlock, rates: Rates) -> list[dict[str, object]]:
                 (steps if name == "log_steps" else codes).append(parameter)
     grids = [grid.log_step for grid in block.activations() if grid.log_step.requires_grad]
     shifts = [grid.shift for grid in block.activations() if grid.shift.requires_grad]
+    borders = [grid.border.terms for grid in block.activations() if grid.border is not None]
     steady = any(quantizer.steady for quantizer in block.quantizers())
     groups: list[dict[str, object]] = [
         {"params": codes, "lr": rates.codes, "steady": steady},
         {"params": steps, "lr": rates.steps},
         {"params": grids, "lr": rates.grids},
         {"params": shifts, "lr": rates.grids * SHIFT_FACTOR},
+        {"params": [terms for terms in borders if terms.requires_grad], "lr": rates.borders},
     ]
     for bias in block.biases.values():
         size = max(float(bias.detach().abs().mean()), SMALLEST_BIAS)

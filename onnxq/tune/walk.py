@@ -2,48 +2,29 @@
 
 At every cut the walk holds the activations of the float network and those of the quantized network, for all
 calibration rows. Only the next block runs: in float for the targets, then, once it is tuned, in the kernels that users
-will run, for the inputs of the blocks behind it.
+will run, for the inputs of the blocks behind it. Where a method cannot work on a block as a whole, it gets the block's
+single layers, each between what the quantized layers in front of it make and its float output.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from onnxq import graph
+from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
-from onnxq.plan import Block
+from onnxq.plan import Block, layer_slices
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune.cache import BUDGET_BYTES, Cache, View
-from onnxq.tune.job import Job, Method, block_error, quantized
-from onnxq.types import Feeds, Log, Silence, Tuned
+from onnxq.tune.job import Job, Method, Rest, block_error, quantized
+from onnxq.types import BlockResult, Feeds, Log, Silence, Tuned, Within
 
 QUIET = SessionConfig(stop_spinning=True)
 HELD_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What one method did to one block.
-
-    Attributes:
-        block: The block.
-        method: The method.
-        before: Noise over signal at the block's outputs on the held rows, before.
-        after: The same after.
-        kept: Whether the result was kept.
-        seconds: Time it took.
-    """
-
-    block: str
-    method: str
-    before: float
-    after: float
-    kept: bool
-    seconds: float
 
 
 def batches_of(rows: Iterable[Feeds], size: int, *, free: bool, limit: int) -> Iterator[Feeds]:
@@ -108,7 +89,7 @@ def walk(
     tuned: Tuned,
     blocks: Sequence[Block],
     methods: Sequence[Method],
-    batches: Sequence[Feeds],
+    batches: Iterable[Feeds],
     *,
     budget: int = BUDGET_BYTES,
     seed: int = 0,
@@ -123,7 +104,7 @@ def walk(
         tuned: What to start from.
         blocks: In topological order.
         methods: Applied to every block that has layers, in this order; the others only run.
-        batches: Calibration rows.
+        batches: Calibration rows; read once.
         budget: Bytes of activations held in memory.
         seed: Of everything random; each block gets its own.
         log: Progress.
@@ -135,28 +116,32 @@ def walk(
     """
     results: list[BlockResult] = []
     last = _last_uses(blocks)
-    train, held = halves(len(batches))
     with Cache(budget) as cache:
+        count = 0
         for batch, given in enumerate(batches):
+            count = batch + 1
             for name, value in given.items():
                 if name in last:
                     cache.put(_key("float", name), batch, value)
                     cache.put(_key("quantized", name), batch, value)
+        train, held = halves(count)
         for index, block in enumerate(blocks):
             part = graph.sub_model(model, block.inputs, block.outputs)
-            feeds = _view(cache, "quantized", block.inputs, len(batches))
-            floats = _view(cache, "float", block.inputs, len(batches))
-            targets = _view(cache, "float", block.outputs, len(batches))
-            _advance(cache, part, "float", floats, len(batches))
-            job = Job(block, part, feeds, floats, targets, train, held, seed + index)
+            feeds = _view(cache, "quantized", block.inputs, count)
+            floats = _view(cache, "float", block.inputs, count)
+            targets = _view(cache, "float", block.outputs, count)
+            _advance(cache, part, "float", floats, count)
+            here = Within(log, f"block {index + 1} of {len(blocks)}: {block.name}")
+            rest = partial(_rest, model, blocks[index:], cache, count)
+            job = Job(block, part, feeds, floats, targets, train, held, seed + index, here, rest)
             if index >= done and block.layers:
-                log.step(f"block {index + 1} of {len(blocks)}: {block.name}")
-                tuned, found = _tune(job, tuned, methods)
+                here.step("measuring")
+                tuned, found = tune_block(job, tuned, methods)
                 results += found
                 if after is not None:
                     after(index + 1, tuned, found)
-            _advance(cache, quantized(job, tuned), "quantized", feeds, len(batches))
-            _forget(cache, block, last, index, len(batches))
+            _advance(cache, quantized(job, tuned), "quantized", feeds, count)
+            _forget(cache, blocks, last, index, count)
     return tuned, results
 
 
@@ -171,16 +156,37 @@ def _view(cache: Cache, kind: str, names: Sequence[str], batches: int) -> View:
 def _advance(cache: Cache, model: Model, kind: str, feeds: Sequence[Feeds], batches: int) -> None:
     """Run a block on what one network feeds it, and keep its outputs."""
     session = Session(model, QUIET)
+    needed = [spec.name for spec in session.inputs]
     for batch in range(batches):
-        for name, value in session.run(feeds[batch]).items():
+        given = feeds[batch]
+        for name, value in session.run({name: given[name] for name in needed}).items():
             cache.put(_key(kind, name), batch, value)
+
+
+def _rest(model: Model, blocks: Sequence[Block], cache: Cache, batches: int, reach: int) -> Rest | None:
+    """What is behind the first of `blocks` in its stage, at most `reach` blocks; runs them in float."""
+    block = blocks[0]
+    behind = [later for later in blocks[1 : 1 + reach] if later.stage == block.stage]
+    made = {name for later in behind for name in later.outputs}
+    inputs = tuple(dict.fromkeys(name for later in behind for name in later.inputs if name not in made))
+    if not set(inputs) & set(block.outputs):
+        return None
+    outputs = behind[-1].outputs
+    part = graph.sub_model(model, inputs, outputs)
+    floats = _view(cache, "float", inputs, batches)
+    _advance(cache, part, "ahead", floats, batches)
+    return Rest(part, inputs, outputs, floats, _view(cache, "ahead", outputs, batches))
 
 
 def _last_uses(blocks: Sequence[Block]) -> Mapping[str, int]:
     return {name: index for index, block in enumerate(blocks) for name in block.inputs}
 
 
-def _forget(cache: Cache, block: Block, last: Mapping[str, int], index: int, batches: int) -> None:
+def _forget(cache: Cache, blocks: Sequence[Block], last: Mapping[str, int], index: int, batches: int) -> None:
+    block = blocks[index]
+    for name in (name for later in blocks[index + 1 :] if later.stage == block.stage for name in later.outputs):
+        for batch in range(batches):
+            cache.drop(_key("ahead", name), batch)
     for name in (*block.inputs, *block.outputs):
         if last.get(name, -1) <= index:
             for batch in range(batches):
@@ -188,15 +194,74 @@ def _forget(cache: Cache, block: Block, last: Mapping[str, int], index: int, bat
                 cache.drop(_key("quantized", name), batch)
 
 
-def _tune(job: Job, tuned: Tuned, methods: Sequence[Method]) -> tuple[Tuned, list[BlockResult]]:
+def tune_block(job: Job, tuned: Tuned, methods: Sequence[Method]) -> tuple[Tuned, list[BlockResult]]:
+    """Apply methods to one block, one after the other.
+
+    A method that refuses the block is given its layers instead; what it refuses then stays as it is, and the log says
+    why. A judged method's result is dropped where it makes the block's outputs worse.
+
+    Returns:
+        What was found, and what each method did.
+    """
     found: list[BlockResult] = []
     error = block_error(job, tuned)
     for method in methods:
         began = time.monotonic()
-        trial = method(job, tuned)
+        trial = _tried(job, tuned, method)
         reached = block_error(job, trial)
         kept = not method.judged or reached < error
         found.append(BlockResult(job.block.name, method.name, error, reached, kept, time.monotonic() - began))
         if kept:
             tuned, error = trial, reached
     return tuned, found
+
+
+def _tried(job: Job, tuned: Tuned, method: Method) -> Tuned:
+    """What `method` makes of the block, or else of its layers."""
+    try:
+        return method(job, tuned)
+    except UnsupportedError as reason:
+        slices = [part for part in layer_slices(job.model) if part.layers[0] in tuned.plan.weights]
+        if len(slices) == 1 and set(slices[0].nodes) == set(job.block.nodes):
+            job.log.note(f"block {job.block.name}: plain rounding stays: {reason}")
+            return tuned
+        job.log.note(f"block {job.block.name}: {method.name} takes its layers one by one: {reason}")
+    for index, part in enumerate(slices):
+        with Cache(0) as cache:
+            layer = _layer_job(job, tuned, part, cache, job.seed + index)
+            try:
+                trial = method(layer, tuned)
+            except UnsupportedError as reason:
+                job.log.note(f"layer {part.layers[0]}: plain rounding stays: {reason}")
+                continue
+            if not method.judged or block_error(layer, trial) < block_error(layer, tuned):
+                tuned = trial
+    return tuned
+
+
+def _layer_job(job: Job, tuned: Tuned, part: Block, cache: Cache, seed: int) -> Job:
+    """A layer of a block as a block of its own; its data goes to `cache`."""
+    count = len(job.feeds)
+    outer = set(job.block.inputs)
+    sides = (
+        ("float", job.model, job.floats, (*part.inputs, *part.outputs)),
+        ("quantized", quantized(job, tuned), job.feeds, part.inputs),
+    )
+    for kind, model, feeds, names in sides:
+        inner = [name for name in names if name not in outer]
+        for name in set(names) & outer:
+            for batch in range(count):
+                cache.put(_key(kind, name), batch, feeds[batch][name])
+        if inner:
+            _advance(cache, graph.with_outputs(model, inner, keep=False), kind, feeds, count)
+    return Job(
+        part,
+        graph.sub_model(job.model, part.inputs, part.outputs),
+        _view(cache, "quantized", part.inputs, count),
+        _view(cache, "float", part.inputs, count),
+        _view(cache, "float", part.outputs, count),
+        job.train,
+        job.held,
+        seed,
+        job.log,
+    )

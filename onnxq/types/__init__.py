@@ -2,11 +2,14 @@
 
 from onnxq.types.flow import (
     Array,
+    BlockResult,
+    Border,
     Dataset,
     Dim,
     Feeds,
     InputSpec,
     LearnedLayer,
+    LogGrid,
     Observations,
     QuantPlan,
     TensorGrid,
@@ -14,7 +17,7 @@ from onnxq.types.flow import (
     Tuned,
     WeightGrid,
 )
-from onnxq.types.log import Log, Silence
+from onnxq.types.log import Log, Silence, Within
 from onnxq.types.results import (
     BlockInfo,
     Coverage,
@@ -34,6 +37,8 @@ __all__ = [
     "Applied",
     "Array",
     "BlockInfo",
+    "BlockResult",
+    "Border",
     "Coverage",
     "Dataset",
     "Dim",
@@ -48,6 +53,7 @@ __all__ = [
     "LayerInfo",
     "LearnedLayer",
     "Log",
+    "LogGrid",
     "Observations",
     "QuantPlan",
     "Rewriting",
@@ -58,4 +64,5 @@ __all__ = [
     "Tuned",
     "Verdict",
     "WeightGrid",
+    "Within",
 ]

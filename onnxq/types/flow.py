@@ -141,6 +141,46 @@ class WeightGrid:
     bits: int = 8
 
 
+BORDER_LIMITS = (0.05, 0.95)
+"""No rounding border leaves this interval, so that 0.0 keeps its code."""
+
+
+@dataclass(frozen=True)
+class Border:
+    """From which fraction on the values of an activation tensor are rounded up, where that is not one half.
+
+    code = clip(floor(u + 1 - B(t))), with u the value in codes, t = (u - lowest code) / (number of codes - 1), and
+
+        B(t) = sigmoid(4 (b0 + b1 t + b2 t^2))    inside `BORDER_LIMITS`, t cut off at 0 and 1
+
+    Attributes:
+        axis: The channel axis, counted from the last: below 0.
+        terms: (b0, b1, b2) of each channel.
+    """
+
+    axis: int
+    terms: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class LogGrid:
+    """Codes of attention probabilities A that count halvings, or half halvings: for few bits.
+
+    code = clip(rint(p log2(A)) + last, 0, last)        last = 2^bits - 1,   p = `per_octave`
+    A^   = 2^((code - last) / p), and 0 where the code is 0
+
+    Z. Li et al., "RepQ-ViT", arXiv 2212.08254, section 3.3 (p = 2, log-sqrt2), here with the lowest code for zero: what
+    is masked stays masked, and 2^bits codes are all there are.
+
+    Attributes:
+        bits: Number of bits, 2 to 8.
+        per_octave: Codes from one power of two to the next, 1 or 2.
+    """
+
+    bits: int
+    per_octave: int = 2
+
+
 @dataclass(frozen=True)
 class QuantPlan:
     """Everything emission needs besides the float model: plain data that saves to JSON.
@@ -157,6 +197,8 @@ class QuantPlan:
         sums: Add nodes to be written as Sum, so that the runtime does not fuse them.
         constants: Constant operands of integer element-wise nodes: initializer name -> its grid.
         tables: Gather nodes whose constant table is stored in int8, one step per row.
+        borders: Rounding borders of some of `tensors`; float operators shift the values in front of QuantizeLinear.
+        log_softmax: Softmax nodes whose result the nodes of `integer` read from a logarithmic grid.
     """
 
     target: str
@@ -169,6 +211,8 @@ class QuantPlan:
     sums: tuple[str, ...] = ()
     constants: Mapping[str, TensorGrid] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
+    borders: Mapping[str, Border] = field(default_factory=dict)
+    log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,3 +239,24 @@ class Tuned:
 
     plan: QuantPlan
     layers: Mapping[str, LearnedLayer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What one method did to one block.
+
+    Attributes:
+        block: The block.
+        method: The method.
+        before: Noise over signal at the block's outputs on the held rows, before.
+        after: The same after.
+        kept: Whether the result was kept.
+        seconds: Time it took.
+    """
+
+    block: str
+    method: str
+    before: float
+    after: float
+    kept: bool
+    seconds: float

@@ -46,3 +46,35 @@ class Silence:
 
     def warn(self, text: str) -> None:
         """Say nothing."""
+
+
+class Within:
+    """A log whose steps say in which part of the work they are.
+
+    Args:
+        log: Where everything goes.
+        part: Comes before each step.
+    """
+
+    def __init__(self, log: Log, part: str) -> None:
+        self._log, self._part = log, part
+
+    def stage(self, text: str) -> None:
+        """As it is."""
+        self._log.stage(text)
+
+    def advance(self, done: int) -> None:
+        """As it is."""
+        self._log.advance(done)
+
+    def step(self, text: str) -> None:
+        """With the part before it."""
+        self._log.step(f"{self._part}, {text}")
+
+    def note(self, text: str) -> None:
+        """As it is."""
+        self._log.note(text)
+
+    def warn(self, text: str) -> None:
+        """As it is."""
+        self._log.warn(text)

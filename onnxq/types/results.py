@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxq.types.flow import InputSpec, QuantPlan
+from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,11 @@ class LayerInfo:
         name: Node name.
         op_type: Operator.
         weight_shape: Shape of its weight.
-        weight_dtype: How the weight is stored ("float32", "int8").
+        weight_dtype: How the weight is stored ("float32", "int8"; "uint8" or "int4" where packed).
+        weight_bits: Width of its numbers: of signed codes, what the lowest and the highest that occur need.
+        weight_bytes: Bytes in the file of the weight, its scales and zero points; tables that layers share left out.
+        packed: Nodes unpack the weight when a session is created.
+        codes: How often each code occurs, by code; None for a float weight.
         weight_scales: Number of weight scales, 0 for float weights.
         input_dtype: Codes of its input ("uint8", "int8"), or "float32".
         input_scale: Step of its input's grid, None in float.
@@ -176,6 +181,10 @@ class LayerInfo:
     op_type: str
     weight_shape: tuple[int, ...]
     weight_dtype: str
+    weight_bits: int
+    weight_bytes: int
+    packed: bool
+    codes: Mapping[int, int] | None
     weight_scales: int
     input_dtype: str
     input_scale: float | None
@@ -236,6 +245,22 @@ class Inspection:
     provenance: Mapping[str, str]
     blocks: tuple[BlockInfo, ...] | None = None
 
+    @property
+    def layer_weights(self) -> int:
+        """Number of weights in layers."""
+        return sum(math.prod(layer.weight_shape) for layer in self.layers)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the layers' weights and scales."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def average_bits(self) -> float:
+        """Mean width of a weight, 0 without layers."""
+        total = sum(layer.weight_bits * math.prod(layer.weight_shape) for layer in self.layers)
+        return total / self.layer_weights if self.layer_weights else 0.0
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -251,6 +276,7 @@ class Summary:
         verdict: What verification found; None for a dry run.
         evaluation: On the labelled rows that were given.
         seconds: Wall time of the run.
+        blocks: What learning did to each block.
     """
 
     source: str
@@ -262,3 +288,4 @@ class Summary:
     verdict: Verdict | None
     evaluation: Evaluation | None = None
     seconds: float = 0.0
+    blocks: tuple[BlockResult, ...] = ()

@@ -46,7 +46,7 @@ def conv_net(folder, **changes):
 
 
 def quantize(path, data=ROWS, **options):
-    return onnxq.quantize(path, data, time_it=False, **options)
+    return onnxq.quantize(path, data, checks=onnxq.Checks(time_it=False), **options)
 
 
 def test_a_small_network_runs_whole_in_integers(tmp_path):

@@ -1,12 +1,17 @@
 """Tuning inside `quantize`, on the shipped models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onnxq
+from onnxq.errors import EnvironmentFault, InputError, UsageError
 from onnxq.pipeline import tuning
+from onnxq.pipeline.checkpoint import Checkpoint
+from onnxq.runtime import Session
+from onnxq.tune import methods
 from onnxq.types import Silence
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,9 +26,11 @@ class Told(Silence):
         self.notes.append(text)
 
 
-def quantized(**changes):
+def quantized(packed=False, progress=None, resume=False, **changes):
     model, data = ROOT / "models" / "digits_cnn.onnx", ROOT / "calibration_data" / "digits"
-    return onnxq.quantize(model, data, preprocess=PREPROCESS, time_it=False, **changes)
+    place = onnxq.Workplace(progress=progress, resume=resume)
+    checks = onnxq.Checks(time_it=False)
+    return onnxq.quantize(model, data, preprocess=PREPROCESS, checks=checks, place=place, packed=packed, **changes)
 
 
 def stored(result, suffix):
@@ -49,10 +56,98 @@ def test_tuned_moments_bring_the_outputs_nearer_and_keep_the_codes(plain):
 
 
 def test_what_does_not_help_the_outputs_is_dropped(plain, monkeypatch):
-    errors = iter([0.1, 0.1])
-    monkeypatch.setattr(tuning, "_error", lambda *_: next(errors))
+    monkeypatch.setattr(tuning.Judge, "error", lambda *_: 0.1)
     log = Told()
     kept = quantized(weight_bits=4, log=log)
     assert not kept.learned
     assert kept.plan == plain.plan
     assert any("does not help this model" in note for note in log.notes)
+
+
+def test_packed_weights_shrink_the_file_and_change_no_output(plain, tmp_path):
+    packed = quantized(weight_bits=4, bn_tuning=False, packed=True)
+    sizes = [result.save(tmp_path / f"{index}.onnx").stat().st_size for index, result in enumerate((packed, plain))]
+    assert sizes[0] < 0.75 * sizes[1]
+    assert packed.verdict.coverage.share == 1.0
+    rows = np.random.default_rng(0).normal(size=(16, 3, 32, 32)).astype(np.float32)
+    found, wanted = (Session(result.model).run({"image": rows})["logits"] for result in (packed, plain))
+    np.testing.assert_array_equal(found, wanted)
+
+
+LEARNING = {"weight_bits": 3, "reconstruction": "adaquant", "iterations": 8, "samples": 96, "bn_tuning": False}
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return quantized(**LEARNING)
+
+
+def test_learned_weights_beat_plain_rounding_and_say_what_each_block_gained(learned):
+    rounded = quantized(weight_bits=3, samples=96, bn_tuning=False)
+    assert learned.verdict.fidelity.sqnr_db["logits"] > rounded.verdict.fidelity.sqnr_db["logits"] + 1
+    assert {result.method for result in learned.blocks} == {"adaquant"}
+    assert sum(result.kept for result in learned.blocks) >= len(learned.blocks) - 1 > 0
+    assert all(result.after < result.before for result in learned.blocks if result.kept)
+
+
+class Stop(BaseException):
+    pass
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(learned, tmp_path, monkeypatch):
+    folder = tmp_path / "partial"
+    write = Checkpoint.write
+
+    def stop_after_two(self, progress):
+        write(self, progress)
+        if len(progress.results) == 2:
+            raise Stop
+
+    monkeypatch.setattr(Checkpoint, "write", stop_after_two)
+    with pytest.raises(Stop):
+        quantized(**LEARNING, progress=folder)
+    monkeypatch.setattr(Checkpoint, "write", write)
+    assert {path.name for path in folder.iterdir()} == {"state.json", "learned-2.npz"}
+    log = Told()
+    resumed = quantized(**LEARNING, progress=folder, resume=True, log=log)
+    assert any("going on behind block 2" in note for note in log.notes)
+    assert onnxq_bytes(resumed) == onnxq_bytes(learned)
+    assert [replace(result, seconds=0) for result in resumed.blocks] == [
+        replace(result, seconds=0) for result in learned.blocks
+    ]
+    with pytest.raises(UsageError, match="another model, data or recipe"):
+        quantized(**LEARNING | {"iterations": 21}, progress=folder, resume=True)
+    onnxq.forget_progress(folder)
+    assert not folder.exists()
+    with pytest.raises(InputError, match="no interrupted run"):
+        quantized(**LEARNING, progress=folder, resume=True)
+
+
+def onnxq_bytes(result):
+    return {name: value.const_value.numpy().tobytes() for name, value in result.model.graph.initializers.items()}
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="is not the state of a run"):
+        quantized(**LEARNING, progress=tmp_path)
+
+
+def test_without_torch_learning_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EnvironmentFault, match=r"needs PyTorch.*pip install 'onnxq\[learn\]'"):
+        onnxq.quantize("missing.onnx", "nowhere", "advanced")
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "text"),
+    [("tpu", UsageError, "auto, cpu, cuda"), ("cuda:99", EnvironmentFault, "no device 'cuda:99'")],
+)
+def test_devices_that_are_not_there_are_refused(device, kind, text):
+    with pytest.raises(kind, match=text):
+        onnxq.quantize("missing.onnx", "nowhere", reconstruction="adaround", place=onnxq.Workplace(device))
+
+
+def test_single_layers_are_learned_one_after_the_other():
+    result = quantized(**LEARNING | {"iterations": 2}, unit="layer")
+    assert len(result.blocks) == len(result.plan.weights)

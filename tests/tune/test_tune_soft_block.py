@@ -5,18 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import model, run, weights
-from tuning import CASES, EIGHT, FOUR, IMAGE, MIXED, handed_on, made, mlp, residual
+from tuning import CASES, EIGHT, FOUR, IMAGE, MIXED, ROWS, handed_on, made, mlp, residual
 
 torch = pytest.importorskip("torch")
 
 from onnxq import graph  # noqa: E402
+from onnxq.errors import UnsupportedError  # noqa: E402
 from onnxq.runtime import Session, SessionConfig  # noqa: E402
 from onnxq.torch_exec import extract  # noqa: E402
 from onnxq.tune import TuneMoments, soft_block  # noqa: E402
 from onnxq.tune.adaquant import FreeWeight  # noqa: E402
 from onnxq.tune.adaround import Rounding  # noqa: E402
 from onnxq.tune.job import quantized  # noqa: E402
-from onnxq.tune.soft_block import SoftBlock, agrees, as_tensors  # noqa: E402
+from onnxq.tune.soft_block import SoftBlock, as_tensors, learned_codes, require_agreement  # noqa: E402
 from onnxq.types import LearnedLayer, Tuned  # noqa: E402
 
 torch.set_num_threads(1)  # the sums are small: more threads only wait for each other
@@ -54,7 +55,7 @@ def test_a_soft_block_computes_what_is_emitted(case, precision):
     for share, largest in gaps(job, tuned, block).values():
         assert share < 0.01
         assert largest <= 1.01
-    assert agrees(job, tuned)
+    require_agreement(job, tuned)
     if case in ("residual", "concat", "clip", "output"):  # where all is in integers, ties apart nothing differs
         assert all(share < 0.005 for share, _ in gaps(job, tuned, block).values())
 
@@ -86,7 +87,7 @@ def test_what_a_moved_block_found_is_emitted(case, make):
     for share, largest in gaps(job, after, block).values():
         assert share < 0.01
         assert largest <= 1.01
-    assert agrees(job, after)
+    require_agreement(job, after)
     for name, layer in after.layers.items():
         assert layer.codes.dtype == np.int8
         assert np.abs(layer.codes).max() <= 2 ** (tuned.plan.weights[name].bits - 1) - 1
@@ -158,9 +159,9 @@ def bias_of_a_dead_channel():
 def test_agreement_counts_learned_codes_and_biases():
     job, tuned = made(residual(), IMAGE, FOUR)
     tuned = TuneMoments()(job, tuned)
-    assert agrees(job, tuned)
+    require_agreement(job, tuned)
     flipped = {name: LearnedLayer(-layer.codes, layer.bias) for name, layer in tuned.layers.items()}
-    assert agrees(job, Tuned(tuned.plan, flipped))
+    require_agreement(job, Tuned(tuned.plan, flipped))
 
 
 @pytest.mark.parametrize("case", ["residual", "mlp", "output"])
@@ -174,19 +175,95 @@ def test_a_block_that_torch_computes_otherwise_does_not_agree(monkeypatch, case,
             return {name: value * 1.3 for name, value in super().forward(feeds).items()}
 
     monkeypatch.setattr(soft_block, "SoftBlock", Wrong)
-    assert not agrees(job, tuned)
+    with pytest.raises(UnsupportedError, match=r"torch computes another \w than onnxruntime"):
+        require_agreement(job, tuned)
 
 
-def test_a_block_that_torch_cannot_run_does_not_agree(monkeypatch):
-    from onnxq.errors import UnsupportedError
-
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("extract", UnsupportedError("no such operator")),
+        ("extract", RuntimeError("no such\n  operator")),
+        ("extract", IndexError("no such operator")),
+        ("soften", ValueError("no such operator")),
+    ],
+)
+def test_a_block_that_torch_cannot_run_does_not_agree(monkeypatch, where, error):
     job, tuned = made(mlp(), (8, 5, 8))
 
     def refuse(*_):
-        raise UnsupportedError("no")
+        raise error
 
-    monkeypatch.setattr(soft_block, "extract", refuse)
-    assert not agrees(job, tuned)
+    monkeypatch.setattr(soft_block if where == "extract" else graph, where, refuse)
+    with pytest.raises(UnsupportedError, match="no such operator"):
+        require_agreement(job, tuned)
+
+
+def test_a_block_that_fails_when_it_runs_does_not_agree():
+    m = model(
+        """g (float[n,8] x, int64[2] shape, float[6,5] w) => (float[m,5] y) {
+            h = Reshape(x, shape) [a] y = MatMul(h, w)
+        }""",
+        shape=np.asarray([-1, 6]),
+        w=weights(6, 5),
+    )
+    job, tuned = made(m, (6, 8))
+    require_agreement(job, tuned)
+    odd = replace(job, feeds=[{"x": weights(5, 8)}])
+    with pytest.raises(UnsupportedError, match=r"torch cannot run it: shape '\[-1, 6\]' is invalid"):
+        require_agreement(odd, tuned)
+
+
+def far(share):
+    """A block whose outputs are off by noise of `share` times its quantization noise."""
+
+    class Noisy(SoftBlock):
+        def __init__(self, job, tuned, *given, **named):
+            super().__init__(job, tuned, *given, **named)
+            emitted = Session(quantized(job, tuned)).run(job.feeds[0])
+            self.off = {name: np.sqrt(share) * (emitted[name] - job.targets[0][name]) for name in emitted}
+
+        def forward(self, feeds):
+            return {name: value + torch.tensor(self.off[name]) for name, value in super().forward(feeds).items()}
+
+    return Noisy
+
+
+def test_the_tolerance_is_a_share_of_the_quantization_noise(monkeypatch):
+    job, tuned = made(mlp(), ROWS, FOUR, shrink=0.6)
+    for share, tolerance, fine in ((0.02, 10**-1.5, True), (0.1, 10**-1.5, False), (0.1, 0.25, True), (1, 0.25, False)):
+        monkeypatch.setattr(soft_block, "SoftBlock", far(share))
+        if fine:
+            require_agreement(job, tuned, tolerance=tolerance)
+        else:
+            with pytest.raises(UnsupportedError):
+                require_agreement(job, tuned, tolerance=tolerance)
+
+
+def test_a_conv_without_a_bias_learns_one():
+    job, tuned = made(residual(), IMAGE, FOUR)
+    block = SoftBlock(job, tuned, free)
+    grid, data = tuned.plan.weights["s"], tuned.plan.tensors["x"]
+    size = data.scale * max(data.zero_point, 15 - data.zero_point) * np.mean(grid.scales) * 7
+    np.testing.assert_allclose(block.biases[block._key["s"]].detach(), size, rtol=1e-6)
+    assert block.found(tuned).layers["s"].bias is None
+    moved = weights(6, seed=3)
+    with torch.no_grad():
+        block.biases[block._key["s"]].add_(torch.tensor(moved))
+    after = block.found(tuned)
+    np.testing.assert_allclose(after.layers["s"].bias, moved, rtol=1e-5, atol=1e-6)
+    assert all(largest <= 1.01 and share < 0.01 for share, largest in gaps(job, after, block).values())
+    again = SoftBlock(job, after, free)  # a bias that is there is learned as it is
+    np.testing.assert_array_equal(again.biases[again._key["s"]].detach(), emitted_bias(job, after, "s"))
+    known = Tuned(after.plan, {"s": LearnedLayer(-after.layers["s"].codes)})
+    assert gaps(job, known, SoftBlock(job, known, learned_codes(known)))["y"][0] < 0.005
+
+
+def emitted_bias(job, tuned, name):
+    nodes = graph.node_names(quantized(job, tuned))
+    restored = graph.producer(nodes[name].inputs[2])
+    codes, scale = (graph.constant(value) for value in restored.inputs[:2])
+    return (codes.astype(np.float64) * scale).astype(np.float32)
 
 
 def test_dropped_roundings_pass_elements_unrounded():

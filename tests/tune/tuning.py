@@ -6,6 +6,7 @@ from helpers import model, run, weights
 from onnxq import graph
 from onnxq.plan import Block, Precision, Range, make_plan, place
 from onnxq.tune import Job
+from onnxq.tune.job import Rest
 from onnxq.types import Tuned
 
 FOUR = Precision(weight_bits=4, activation_bits=4, first_last=4)
@@ -48,6 +49,15 @@ def made(m, shape, precision=EIGHT, *, batches=3, shrink=1.0, seed=0, alike=Fals
         feeds = [{"x": 0.3 * feed["x"] + one + 1} for feed, one in zip(feeds, common, strict=True)]
     plan = plan_of(m, feeds, precision, shrink, **choices)
     return job_of(m, feeds, seed=seed), Tuned(plan)
+
+
+def ahead_of(job, seed=0):
+    """A float Conv behind the output y of a job, and what it needs."""
+    text = """g (float[n,6,6,6] y, float[n,2,6,6] r, float[2,6,1,1] t) => (float[n,2,6,6] e)
+    { [t] d = Conv(y, t) e = Add(d, r) }"""
+    m = model(text, t=weights(2, 6, 1, 1, seed=seed))
+    floats = [{**targets, "r": weights(8, 2, 6, 6, seed=i)} for i, targets in enumerate(job.targets)]
+    return Rest(m, ("y", "r"), ("e",), floats, [run(m, feeds) for feeds in floats])
 
 
 RESIDUAL = """g (float[n,4,6,6] x, float[6,4,3,3] w, float[6] b, float[6,6,3,3] v, float[6] c, float[6,4,1,1] u)

@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
+from onnxq.calibrate.data.files import require_regular
 from onnxq.errors import DataError, EnvironmentFault
 from onnxq.types import Array
 
@@ -29,6 +30,7 @@ ONLY = "array"
 _BROKEN = (
     OSError,
     ValueError,
+    TypeError,
     EOFError,
     RuntimeError,
     NotImplementedError,
@@ -165,6 +167,7 @@ class Npz:
 @contextmanager
 def open_arrays(path: Path, where: str) -> Iterator[Named]:
     """Open a .npz or .npy file."""
+    require_regular(path, where)
     if path.suffix.lower() == ".npy":
         yield Npy(path, where)
         return
@@ -201,7 +204,7 @@ def _read_header(file: IO[bytes], where: str) -> Header:
         raise DataError(f"{where} is no plain array (format {version}): save it as numbers")
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects, which are never loaded: save it as an array of numbers")
-    if min(shape, default=0) < 0:
+    if min(shape, default=0) < 0 or any(type(size) is not int for size in shape):
         raise DataError(f"{where} has a damaged header (shape {shape}): write it again with numpy")
     return Header(shape, dtype)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxq.calibrate.data.arrays import MAX_BYTES
 from onnxq.calibrate.data.chunks import Chunk
 from onnxq.calibrate.data.notes import Notes
 from onnxq.errors import DataError
@@ -83,12 +84,20 @@ def _exact(chunks: Iterable[Chunk], how: Batching, size: int, notes: Notes) -> I
         rest = {name: array[count - left :] for name, array in joined.items()}
         waiting, count = ([Chunk(rest, left, chunk.single, chunk.origin)] if left else []), left
     if count and not full:
+        _require_room(waiting[0], size)
         notes.put("repeated", f"the last row, {size - count} times, to fill the model's batch of {size}")
         yield _filled(_join(waiting), size - count)
     elif count:
         dropped += count
     if dropped:
         notes.put("dropped", f"rows that do not fill the model's batch of {size}: {dropped}")
+
+
+def _require_room(chunk: Chunk, size: int) -> None:
+    """Refuse to fill a batch that no array of a file may be as large as."""
+    needed = size * sum(array[:1].nbytes for array in chunk.feeds.values())
+    if needed > MAX_BYTES:
+        raise DataError(f"{chunk.origin}: the model's batch of {size} rows takes {needed / 2**30:.3g} GiB: too much")
 
 
 def _same_shape(one: Chunk, other: Chunk, how: Batching) -> bool:

@@ -106,6 +106,12 @@ def missing(path: Path) -> InputError:
     return DataError(f"{path}: no such file or folder{where}: {hint}")
 
 
+def require_regular(path: Path, where: str) -> None:
+    """Refuse pipes and devices, which never end; what is not there is left to who opens it."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{where} is not a regular file: remove it")
+
+
 def _in_folder(folder: Path, name: str) -> list[DataFile]:
     found = sorted(_walk(folder), key=lambda file: natural(file.relative_to(folder).parts))
     usable = [file for file in found if _usable(file)]

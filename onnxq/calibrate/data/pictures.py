@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxq.calibrate.data.casting import dtype_of
-from onnxq.calibrate.data.files import DataFile
+from onnxq.calibrate.data.files import DataFile, require_regular
 from onnxq.calibrate.data.fit import example
 from onnxq.calibrate.data.geometry import Geometry
 from onnxq.calibrate.data.notes import Notes
@@ -178,6 +178,7 @@ def _decode(path: Path, where: str, mode: str) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
+    require_regular(path, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,132 @@
+"""What was learned so far, in a folder, so that an interrupted run goes on where it stopped.
+
+    state.json        schema, key, number of blocks done, their results, the plan
+    learned-7.npz     codes and biases after seven blocks
+
+The key is a digest of the prepared model, the recipe and the plan that learning starts from, which holds what the
+calibration rows had to say: a state is only ever used by the run that would have made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxq import graph
+from onnxq.errors import EnvironmentFault, InputError, UsageError
+from onnxq.plan import load_learned, plan_from_json, plan_to_json, save_learned
+from onnxq.recipe import Recipe
+from onnxq.types import BlockResult, QuantPlan, Tuned
+from onnxq.version import __version__
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        done: Blocks behind it.
+        tuned: What it found.
+        results: Of these blocks.
+    """
+
+    done: int
+    tuned: Tuned
+    results: tuple[BlockResult, ...] = ()
+
+
+def key_of(settings: Recipe, plan: QuantPlan) -> str:
+    """The digest that ties a state to its run."""
+    text = json.dumps([__version__, asdict(settings)], sort_keys=True) + plan_to_json(plan)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Checkpoint:
+    """A folder that holds the state of one run.
+
+    Args:
+        folder: Made when the first block is done; it must hold nothing but such a state.
+        key: Of the run.
+        resume: The state must be there, and must be this run's.
+    """
+
+    def __init__(self, folder: Path, key: str, *, resume: bool = False) -> None:
+        self._folder, self._key, self._resume = folder, key, resume
+
+    def read(self) -> Progress | None:
+        """The state of this run; None where there is none.
+
+        Raises:
+            UsageError: It is another run's, and `resume` asks for this one's.
+            InputError: It is damaged, or not there although `resume` asks for it.
+        """
+        path = self._folder / "state.json"
+        if not path.exists():
+            if self._resume:
+                raise InputError(f"{self._folder} holds no interrupted run: there is no state.json in it.")
+            return None
+        state = _load(path)
+        if state["key"] != self._key:
+            if self._resume:
+                raise UsageError(
+                    f"{self._folder} belongs to a run with another model, data or recipe; repeat that command, or "
+                    "leave --resume out to start anew."
+                )
+            return None
+        try:
+            plan = plan_from_json(json.dumps(state["plan"]), str(path))
+            results = tuple(BlockResult(**entry) for entry in state["results"])
+            layers = load_learned(self._folder / str(state["learned"]))
+            return Progress(int(state["done"]), Tuned(plan, layers), results)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error}; remove {self._folder} to start anew.") from error
+
+    def write(self, progress: Progress) -> None:
+        """Replace the state; at any moment the old one or the new one is there, whole.
+
+        Raises:
+            EnvironmentFault: The folder cannot be written.
+        """
+        learned = f"learned-{progress.done}.npz"
+        state = {
+            "schema": SCHEMA,
+            "key": self._key,
+            "done": progress.done,
+            "learned": learned,
+            "results": [asdict(result) for result in progress.results],
+            "plan": json.loads(plan_to_json(progress.tuned.plan)),
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_learned(progress.tuned.layers, self._folder / learned)
+            with graph.atomic_path(self._folder / "state.json") as temporary:
+                temporary.write_text(json.dumps(state), encoding="utf-8")
+            for old in self._folder.glob("learned-*.npz"):
+                if old.name != learned:
+                    old.unlink()
+        except OSError as error:
+            raise EnvironmentFault(f"progress cannot be kept in {self._folder}: {error.strerror or error}.") from error
+
+
+def forget_progress(folder: Path) -> None:
+    """Remove the state in `folder`, and the folder if nothing else is in it."""
+    for path in (folder / "state.json", *folder.glob("learned-*.npz")):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; remove {path.parent} to start anew.") from error
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA or "key" not in state:
+        raise InputError(f"{path} is not the state of a run of this version; remove {path.parent} to start anew.")
+    return state
