@@ -25,7 +25,7 @@ class Grid:
     """The integers of a tensor.
 
     Attributes:
-        bits: Levels are `2 ** bits` (one fewer when symmetric: the lowest signed code is not used).
+        bits: 2 to 8, or 16; levels are `2 ** bits` (one fewer when symmetric: the lowest signed code is not used).
         signed: Signed codes (weights) or unsigned codes (activations).
         symmetric: The zero point is 0 and the range is [-a, a].
     """
@@ -35,10 +35,16 @@ class Grid:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"a grid has 2 to 8 bits, not {self.bits}")
+        if not 2 <= self.bits <= 8 and self.bits != 16:
+            raise ValueError(f"a grid has 2 to 8 or 16 bits, not {self.bits}")
         if self.symmetric and not self.signed:
             raise ValueError("a symmetric grid is signed")
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """What the codes are stored in."""
+        wide = self.bits > 8
+        return (np.int16 if wide else np.int8) if self.signed else (np.uint16 if wide else np.uint8)
 
     @property
     def qmin(self) -> int:

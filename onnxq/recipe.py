@@ -46,7 +46,8 @@ class Recipe:
         target: "auto" (this machine) or "cpu" (any x86 with VNNI, or ARM).
         ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the model's outputs least.
         weight_bits: Bits of the weights of all layers but the first and last.
-        activation_bits: Bits of the inputs of all layers but the first and last; below 8 they are emulated.
+        activation_bits: Bits of the inputs of all layers but the first and last; fewer than 8 are emulated, and CPUs
+            compute layers of 16 in float.
         first_last: Bits of the first and last layer.
         residual_bits: Bits of tensors that only feed sums or move.
         per_channel: One weight step per output channel instead of one per tensor.
@@ -115,9 +116,15 @@ class Recipe:
             value = getattr(self, entry.name)
             if type(value) is not type(entry.default) or not all(isinstance(part, str) for part in _parts(value)):
                 raise UsageError(f"{_shown(entry.name)} takes {_KINDS[type(entry.default)]}, not {value!r}.")
-        for name in ("weight_bits", "activation_bits", "first_last", "residual_bits"):
-            if not 2 <= getattr(self, name) <= 8:
-                raise UsageError(f"{_shown(name)} takes 2 to 8, not {getattr(self, name)}.")
+        for name, wide in (
+            ("weight_bits", ()),
+            ("activation_bits", (16,)),
+            ("first_last", ()),
+            ("residual_bits", (16,)),
+        ):
+            if getattr(self, name) not in (*range(2, 9), *wide):
+                takes = "2 to 8 or 16" if wide else "2 to 8"
+                raise UsageError(f"{_shown(name)} takes {takes}, not {getattr(self, name)}.")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 word = getattr(self, name)

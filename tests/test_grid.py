@@ -107,7 +107,7 @@ def test_the_codes_of_a_grid(grid, codes):
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -8])
 def test_other_numbers_of_bits_are_refused(bits):
-    with pytest.raises(ValueError, match="2 to 8 bits"):
+    with pytest.raises(ValueError, match="2 to 8 or 16 bits"):
         Grid(bits)
 
 

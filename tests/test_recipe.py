@@ -22,6 +22,13 @@ from onnxq.recipe import (
 )
 
 BITS = st.integers(2, 8)
+WIDE = BITS | st.just(16)
+TAKES = {
+    "weight_bits": "2 to 8",
+    "activation_bits": "2 to 8 or 16",
+    "first_last": "2 to 8",
+    "residual_bits": "2 to 8 or 16",
+}
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 RECIPES = st.builds(
     Recipe,
@@ -29,9 +36,9 @@ RECIPES = st.builds(
     target=st.sampled_from(TARGETS),
     ranges=st.sampled_from(["auto", *RULES]),
     weight_bits=BITS,
-    activation_bits=BITS,
+    activation_bits=WIDE,
     first_last=BITS,
-    residual_bits=BITS,
+    residual_bits=WIDE,
     per_channel=st.booleans(),
     portable=st.booleans(),
     keep_float=st.lists(TEXT, max_size=3).map(tuple),
@@ -167,7 +174,7 @@ WRONG = [
     ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),
     ("ranges", '"min-max"', "min-max", "Did you mean 'minmax'?"),
     *(
-        (f"{name}", str(bits), bits, f"{name.replace('_', '-')} takes 2 to 8, not {bits}.")
+        (f"{name}", str(bits), bits, f"{name.replace('_', '-')} takes {TAKES[name]}, not {bits}.")
         for name in ("weight_bits", "activation_bits", "first_last", "residual_bits")
         for bits in (1, 9, -8)
     ),

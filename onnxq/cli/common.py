@@ -184,6 +184,8 @@ def require_writable(output: Path, source: Path, *, force: bool = True) -> None:
         raise UsageError(f"the output {output} is the input model; give another -o.")
     if output.is_dir():
         raise UsageError(f"{output} is a folder; give a file name with -o.")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output} is not a regular file; give another -o.")
     folder = output.parent
     if not folder.is_dir():
         raise EnvironmentFault(f"{output} cannot be written: the folder {folder} does not exist.")

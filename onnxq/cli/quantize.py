@@ -44,7 +44,7 @@ Examples:
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
-@click.option("--activation-bits", type=int, help="2 to 8 (default 8); below 8 is simulated.")
+@click.option("--activation-bits", type=int, help="2 to 8 (default 8) or 16; only 8 is fast on CPUs.")
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
 @click.option("--residual-bits", type=int, help="Bits of tensors that only feed sums (default 8).")
 @click.option("--ranges", metavar="RULE", help="auto, minmax, averaged, percentile, entropy, mse or mae.")

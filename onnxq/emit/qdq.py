@@ -27,6 +27,8 @@ from onnxq.graph import Layer, Model, Node, Value
 from onnxq.grid import Grid, quantize
 from onnxq.types import Border, LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
+RUNTIME = "com.microsoft"
+
 
 def emit(
     model: Model,
@@ -195,9 +197,21 @@ def _dequantized(
 
 
 def _grid_constants(model: Model, name: str, grid: TensorGrid) -> tuple[Value, Value]:
-    dtype = np.int8 if grid.signed else np.uint8
     scale = graph.add_constant(model, f"{name}_scale", np.asarray(grid.scale, np.float32))
-    return scale, graph.add_constant(model, f"{name}_zero_point", np.asarray(grid.zero_point, dtype))
+    zero = np.asarray(grid.zero_point, _codes_of(grid).dtype)
+    return scale, graph.add_constant(model, f"{name}_zero_point", zero)
+
+
+def _codes_of(grid: TensorGrid) -> Grid:
+    return Grid(grid.bits, grid.signed, symmetric=False)
+
+
+def _rounding_domain(model: Model, grid: TensorGrid) -> str:
+    """Where QuantizeLinear takes the grid's codes: 16 bits only in onnxruntime's own domain before opset 21."""
+    if grid.bits <= 8 or graph.opset(model) >= 21:
+        return ""
+    model.opset_imports[RUNTIME] = 1
+    return RUNTIME
 
 
 def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Node]) -> None:
@@ -213,10 +227,12 @@ def _emit_constant(model: Model, value: Value, grid: TensorGrid, inside: set[Nod
     first = next((user for user in graph.users(value) if reads(user)), None)
     if first is None:  # in a part of the model for which the plan was made
         return
-    codes = quantize(array, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
+    codes = quantize(array, grid.scale, grid.zero_point, _codes_of(grid))
     scale, zero = _grid_constants(model, name, grid)
-    stored = graph.add_constant(model, f"{name}_q", codes.astype(np.int8 if grid.signed else np.uint8))
-    restored = graph.add_node(model, "DequantizeLinear", [stored, scale, zero], f"{name}_dq", before=first)
+    stored = graph.add_constant(model, f"{name}_q", codes.astype(_codes_of(grid).dtype))
+    domain = _rounding_domain(model, grid)
+    inputs = [stored, scale, zero]
+    restored = graph.add_node(model, "DequantizeLinear", inputs, f"{name}_dq", before=first, domain=domain)
     graph.redirect(value, restored, reads)
 
 
@@ -227,11 +243,11 @@ def _emit_pair(
     name = graph.name_of(value)
     made: list[Node] = []
 
-    def behind(op_type: str, inputs: list[Value], suffix: str) -> Value:
+    def behind(op_type: str, inputs: list[Value], suffix: str, domain: str = "") -> Value:
         """Append a node to the chain that starts at `value`."""
         last = made[-1] if made else value.producer()
         before = model.graph[0] if last is None else None
-        output = graph.add_node(model, op_type, inputs, f"{name}_{suffix}", after=last, before=before)
+        output = graph.add_node(model, op_type, inputs, f"{name}_{suffix}", after=last, before=before, domain=domain)
         node = output.producer()
         assert node is not None
         made.append(node)
@@ -243,8 +259,9 @@ def _emit_pair(
     if grid.bits < 8:
         source = behind("Clip", [source, *_clip_bounds(model, name, grid)], "clip")
     scale, zero = _grid_constants(model, name, grid)
-    codes = behind("QuantizeLinear", [source, scale, zero], "q")
-    restored = behind("DequantizeLinear", [codes, scale, zero], "dq")
+    domain = _rounding_domain(model, grid)
+    codes = behind("QuantizeLinear", [source, scale, zero], "q", domain)
+    restored = behind("DequantizeLinear", [codes, scale, zero], "dq", domain)
     graph.redirect(value, restored, lambda node: node not in made and (grid.everywhere or node in inside))
     if value.is_graph_output() and grid.everywhere:
         graph.move_name(value, restored, model)
@@ -252,7 +269,7 @@ def _emit_pair(
 
 def _clip_bounds(model: Model, name: str, grid: TensorGrid) -> list[Value]:
     """The ends of a grid of fewer than 8 bits: clipped there, its codes are the only ones that occur."""
-    codes = Grid(grid.bits, grid.signed, symmetric=False)
+    codes = _codes_of(grid)
     ends = {"low": codes.qmin, "high": codes.qmax}
     return [
         graph.add_constant(model, f"{name}_{end}", np.asarray((code - grid.zero_point) * grid.scale, np.float32))

@@ -27,6 +27,13 @@ LARGEST_FILE = 2**31 - 1
 """Bytes of a protobuf message; more weights go into files of their own."""
 MOST_NODES = 1_000_000
 """Nodes of a graph whose functions are written out."""
+_FIELDS = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.INT32: "int32_data",
+}
+"""Where values that are no raw bytes lie, for types that are stored one by one."""
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 _WIRE_TYPES = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _FIRST_BYTES = {(field << 3 | wire) & 0x7F | (0x80 if field > 15 else 0) for field, wire in _WIRE_TYPES.items()}
@@ -105,7 +112,9 @@ def _check_parts(proto: onnx.ModelProto, source: Path) -> None:
     for part, owner in _parts(proto):
         if isinstance(part, bytes):
             raise ModelError(f"{source.name} is not a valid ONNX model: {part[:40]!r} is not UTF-8 text.")
-        if isinstance(part, onnx.TensorProto) and part.data_location == onnx.TensorProto.EXTERNAL:
+        if isinstance(part, onnx.TensorProto) and part.data_location != onnx.TensorProto.EXTERNAL:
+            _check_payload(part, source)
+        elif isinstance(part, onnx.TensorProto):
             outside += _check_external(part, source)
             if isinstance(owner, onnx.AttributeProto):
                 raise UnsupportedError(
@@ -141,6 +150,24 @@ def _parts(message: Any, owner: Any = None) -> Iterator[tuple[Any, Any]]:
                 yield from _parts(entry, message)
 
 
+def _check_payload(tensor: onnx.TensorProto, source: Path) -> None:
+    """Refuse a tensor whose values are not as many as its shape says."""
+    needed = _needed_bytes(tensor)
+    if needed is None:
+        return
+    if tensor.HasField("raw_data"):
+        there, wanted = len(tensor.raw_data), needed
+    else:
+        field = _FIELDS.get(tensor.data_type)
+        wanted = math.prod(tensor.dims)
+        there = len(getattr(tensor, field)) if field is not None else wanted
+    if there != wanted:
+        raise ModelError(
+            f"{source.name} is not a valid ONNX model: tensor {tensor.name!r} of shape {list(tensor.dims)} holds "
+            f"{there} values or bytes instead of {wanted}."
+        )
+
+
 def _check_external(tensor: onnx.TensorProto, source: Path) -> int:
     """Refuse what does not say plainly where its bytes are; returns their number."""
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
@@ -153,7 +180,7 @@ def _check_external(tensor: onnx.TensorProto, source: Path) -> int:
             f"{source.name}: the file with the weights of {tensor.name!r}, {one_line(repr(entries.get('location')))}, "
             "is not beside the model."
         )
-    needed = _needed_bytes(tensor)
+    needed = _needed_bytes(tensor) or 0
     offset, length = (_number(entries, key, tensor, source) for key in ("offset", "length"))
     if (offset or 0) + max(length or 0, needed) > file.stat().st_size:
         raise ModelError(f"{source.name}: {file.name} is too short for the weights of {tensor.name!r}.")
@@ -179,12 +206,12 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _needed_bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of a tensor of that shape and type; 0 where the type is none (the checker says so)."""
+def _needed_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes of a tensor of that shape and type; None where the type has no size, or is none (the checker says so)."""
     with suppress(ValueError, TypeError, KeyError):
         bits: int = math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth
         return (bits + 7) // 8
-    return 0
+    return None
 
 
 def _inlined_nodes(proto: onnx.ModelProto) -> float:

@@ -10,15 +10,18 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 T = TypeVar("T")
+STANDARD = ("", "ai.onnx")
 
 
 def nodes(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
     """Nodes of the main graph in order, of the standard domain when `op_types` are given.
 
+    onnxruntime's own QuantizeLinear and DequantizeLinear, which take 16 bits in any opset, count as standard ones.
     It is safe to insert and remove nodes while iterating.
     """
     for node in model.graph:
-        if not op_types or (node.op_type in op_types and node.domain in ("", "ai.onnx")):
+        rounds = node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if not op_types or (node.op_type in op_types and (node.domain in STANDARD or rounds)):
             yield node
 
 

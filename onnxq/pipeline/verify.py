@@ -105,7 +105,7 @@ def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, fixed: bool
 def _warnings(
     plan: QuantPlan, coverage: Coverage, latency: tuple[Latency, ...], gap: float, source: Path, size: int
 ) -> Iterable[str]:
-    simulated = any(grid.bits < 8 for grid in plan.tensors.values())
+    simulated = any(grid.bits != 8 for grid in plan.tensors.values())
     missed = [node for node in coverage.floats if node.name in plan.weights]
     if missed and not simulated:
         names = ", ".join(node.name for node in missed[:3])
@@ -120,4 +120,4 @@ def _warnings(
     if len(latency) > 1 and "SLOWER" in latency[1].words:
         yield f"on this machine the quantized model is no gain in speed: {latency[1].words}."
     if simulated:
-        yield "activations below 8 bits are simulated: exact, but in float kernels and without a speed gain."
+        yield "activations of other than 8 bits are simulated: exact, but in float kernels and without a speed gain."

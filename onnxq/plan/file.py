@@ -128,7 +128,7 @@ def _grid(value: Mapping[str, Any], where: str) -> TensorGrid:
     for key in ("signed", "everywhere"):
         if not isinstance(getattr(grid, key), bool):
             raise InputError(f"{where}: {key} must be true or false, not {getattr(grid, key)!r}.")
-    codes = Grid(_bits(grid.bits, where), grid.signed, symmetric=False)
+    codes = Grid(_bits(grid.bits, where, wide=True), grid.signed, symmetric=False)
     if type(grid.zero_point) is not int or not codes.qmin <= grid.zero_point <= codes.qmax:
         raise InputError(f"{where}: the zero point must be one of {codes.qmin} to {codes.qmax}, not {grid.zero_point}.")
     return grid
@@ -162,9 +162,10 @@ def _log_grid(value: Mapping[str, Any], where: str) -> LogGrid:
     return LogGrid(_bits(value["bits"], where), value["per_octave"])
 
 
-def _bits(value: object, where: str) -> int:
-    if type(value) is not int or not 2 <= value <= 8:
-        raise InputError(f"{where}: bits must be one of 2 to 8, not {value!r}.")
+def _bits(value: object, where: str, *, wide: bool = False) -> int:
+    if type(value) is not int or not (2 <= value <= 8 or (wide and value == 16)):
+        takes = "one of 2 to 8, or 16" if wide else "one of 2 to 8"
+        raise InputError(f"{where}: bits must be {takes}, not {value!r}.")
     return value
 
 

@@ -112,8 +112,8 @@ class TensorGrid:
     Attributes:
         scale: Size of a step.
         zero_point: The code of 0.0.
-        bits: Number of bits; fewer than 8 are emulated inside 8-bit codes.
-        signed: int8 or uint8 codes.
+        bits: Number of bits; fewer than 8 are emulated inside 8-bit codes, 16 have codes of their own.
+        signed: Signed or unsigned codes.
         everywhere: Float nodes read the grid, too; otherwise only integer nodes do.
         rule: The range rule that set it ("mse", "maxpool: tied to relu_1", ...).
     """

@@ -74,6 +74,22 @@ def test_packed_weights_shrink_the_file_and_change_no_output(plain, tmp_path):
     np.testing.assert_array_equal(found, wanted)
 
 
+def test_sixteen_bit_activations_have_finer_steps_and_are_computed_in_float(tmp_path):
+    changes = {"ranges": "minmax", "bn_tuning": False}
+    wide, narrow = (quantized(activation_bits=bits, residual_bits=bits, **changes) for bits in (16, 8))
+    assert wide.simulated
+    assert not narrow.simulated
+    finer = {name: grid.scale / wide.plan.tensors[name].scale for name, grid in narrow.plan.tensors.items()}
+    counts = [sum(ratio == pytest.approx(step, rel=0.01) for ratio in finer.values()) for step in (1, 65535 / 255)]
+    assert sum(counts) == len(finer)
+    assert counts[0] <= 3  # the ends keep 8 bits
+    assert wide.verdict.fidelity.sqnr_db["logits"] > 35
+    assert wide.verdict.coverage.share < 0.1
+    assert any("in float kernels" in warning for warning in wide.verdict.warnings)
+    layers = onnxq.inspect(wide.save(tmp_path / "w.onnx")).layers
+    assert [layer.input_dtype for layer in layers[1:-1]] == ["uint16"] * (len(layers) - 2)
+
+
 LEARNING = {"weight_bits": 3, "reconstruction": "adaquant", "iterations": 8, "samples": 96, "bn_tuning": False}
 
 

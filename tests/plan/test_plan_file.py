@@ -134,7 +134,7 @@ BAD = [
     (("tensors", "x", "zero_point"), -1, "zero point"),
     (("tensors", "x", "zero_point"), 1.5, "zero point"),
     (("tensors", "/a/h", "zero_point"), 16, "must be one of 0 to 15"),
-    (("tensors", "x", "bits"), 9, "tensor x: bits must be one of 2 to 8, not 9"),
+    (("tensors", "x", "bits"), 9, "tensor x: bits must be one of 2 to 8, or 16, not 9"),
     (("tensors", "x", "bits"), "8", "bits"),
     (("tensors", "x", "everywhere"), "no", "everywhere must be true or false, not 'no'"),
     (("tensors", "x", "signed"), 1, "signed"),

@@ -266,6 +266,9 @@ def test_each_border_is_kept_or_dropped_by_itself(monkeypatch):
     for weights_, start in (("keep", {}), ("joint", {})):
         kept = replace(KEEP, weights=weights_)._kept(job, replace(tuned, layers=start), makers, borders)
         assert set(kept.layers) == good
+    monkeypatch.setattr(aquant, "block_error", lambda *_: 5)
+    for weights_, names in (("keep", set()), ("joint", set(borders))):  # what makes no difference stays as it was
+        assert set(replace(KEEP, weights=weights_)._kept(job, tuned, makers, borders).layers) == names
 
 
 def test_skipped_tensors_are_noted():

@@ -16,6 +16,7 @@ from onnxq.plan import Precision  # noqa: E402
 from onnxq.runtime import Session, SessionConfig  # noqa: E402
 from onnxq.tune import TuneMoments, block_error, repapq  # noqa: E402
 from onnxq.tune.job import quantized  # noqa: E402
+from onnxq.tune.methods import LEARNED, learned_method  # noqa: E402
 from onnxq.tune.repapq import RepAPQ, spread_steps  # noqa: E402
 from onnxq.tune.soft_block import SoftBlock, as_tensors, learned_codes  # noqa: E402
 
@@ -185,6 +186,14 @@ def test_a_step_per_channel_behind_weights_rounded_as_a_whole():
     for name, codes in plain_codes(job, tuned).items():
         np.testing.assert_array_equal(each.layers[name].codes, codes)
     assert block_error(job, each, job.train) < block_error(job, single, job.train)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_method_has_its_name(name):
+    method = learned_method(name, iterations=3)
+    assert method.name == name
+    assert method.iterations == 3
+    assert method.judged
 
 
 def test_what_torch_computes_otherwise_is_refused(monkeypatch):
