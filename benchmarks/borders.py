@@ -5,8 +5,9 @@
 
 Every base (AdaRound; AdaRound with half of the activations left unrounded while learning, "qdrop"; AdaQuant) is learned
 block by block, alone, with borders learned behind it in every block, and, for AdaRound, with borders learned together
-with the rounding ("joint"); each without and with means and spreads tuned in the end. Quadratic borders are simulated.
-The gain over `none` at the same base and moments is what matters. `latency` of latency.py compares two kept files.
+with the rounding ("joint"); each without and with means and spreads matched: in front of the borders, as behind them
+that takes straight ones back. Quadratic borders are simulated. The gain over `none` at the same base and moments is
+what matters; latency.py compares two files that `--keep` has left.
 
 DIR gets borders.jsonl, a row per run, and borders.md; a run that borders.jsonl has already is not repeated. See w8a8.py
 for the models.
@@ -61,12 +62,16 @@ class Run:
         border = {"kind": self.kind, "stage": self.stage}
         if self.base == "joint":
             return [(name, {**mine, **border})]
-        last = {"iterations": self.iterations, "weights": "keep", **border}
-        return [(name, mine)] if self.kind == "none" else [(name, mine), ("aquant", last)]
+        found: list[tuple[str, Mapping[str, Any]]] = [(name, mine)]
+        if self.moments == "yes":
+            found.append(("moments", {}))
+        if self.kind != "none":
+            found.append(("aquant", {"iterations": self.iterations, "weights": "keep", **border}))
+        return found
 
 
 def planned(names: Sequence[str], args: Any) -> list[Run]:
-    """All runs; joint learning has always borders."""
+    """All runs; joint learning has always borders, and nothing behind it."""
     return [
         Run(name, bits, base, kind, moments, args.stage, args.iterations, args.samples, seed)
         for name in names
@@ -75,6 +80,7 @@ def planned(names: Sequence[str], args: Any) -> list[Run]:
         for kind in args.kinds
         if base != "joint" or kind != "none"
         for moments in args.moments
+        if base != "joint" or moments == "no"
         for seed in args.seeds
     ]
 
@@ -89,7 +95,6 @@ def measured(run_: Run, subject: Subject, args: Any) -> dict[str, Any]:
         "samples": run_.samples,
         "seed": run_.seed,
         "ranges": "mse",
-        "bn_tuning": run_.moments == "yes",
     }
     return {**asdict(run_), **quantized(subject, run_.label, recipe, run_.methods, args)}
 

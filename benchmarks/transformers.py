@@ -4,10 +4,12 @@
                                                        [--ways NAME ...] [--samples 512] [--limit 10000]
     ONNXQ_ASSETS=DIR python benchmarks/transformers.py latency --out DIR [--models NAME ...] [--quantizers NAME ...]
                                                        [--threads 1 2] [--sequences 16 64 256] [--seconds 6]
+    ONNXQ_ASSETS=DIR python benchmarks/transformers.py layers --out DIR [--models NAME ...] [--threads 1 2]
 
 accuracy: up to 6 activation bits every way quantizes queries, keys, values and probabilities, too; with 8 all leave
 them in float. DIR gets transformers.jsonl, a row per run, and transformers.md; a run that the former has already is not
 repeated. latency: every file against the float model in interleaved pairs, see latency.py; DIR gets latency.md.
+layers: milliseconds of each kind of layer in float and in integers, from the runtime's profile; DIR gets layers.md.
 """
 
 from __future__ import annotations
@@ -154,11 +156,55 @@ def timed(subject: Subject, model: Path, threads: int, length: int, args: argpar
     return f"{found['ratio']:.2f} ({found['ratio_q1']:.2f}-{found['ratio_q3']:.2f})"
 
 
+def layers(chosen: Mapping[str, Subject], args: argparse.Namespace) -> str:
+    """What each kind of layer takes in float and in integers; markdown. Nothing else may run in this process."""
+    from latency import single_rows
+
+    from onnxq.pipeline.timing import latency_costs
+    from onnxq.types.mixed import BASE, FLOAT
+
+    lines = ["| model | tokens | threads | layers | float ms | integer ms | ratio |", "| --- " * 7 + "|"]
+    for name, subject in chosen.items():
+        found = calibrated(subject)
+        for length in args.sequences if name in TOKENS else [0]:
+            feeds = single_rows(subject.feeds, length)[0]
+            for threads in args.threads:
+                costs, _ = latency_costs(found, [BASE, FLOAT], feeds, threads=threads)
+                kinds: dict[str, list[Mapping[tuple[int, int], float]]] = {}
+                for layer, prices in costs.layers.items():
+                    kinds.setdefault(re.sub(r"^.*\.\d+/", "", layer), []).append(prices)
+                for kind, prices_of in kinds.items():
+                    slow, quick = (sum(prices[bits] for prices in prices_of) for bits in (FLOAT, BASE))
+                    ratio = f"{quick / slow:.2f}" if slow else "-"
+                    cells = (name, str(length or "-"), str(threads), f"{len(prices_of)} x {kind}")
+                    lines.append(f"| {' | '.join(cells)} | {slow:.3f} | {quick:.3f} | {ratio} |")
+    (args.out / "layers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def calibrated(subject: Subject) -> Any:
+    """The model (`onnxq.pipeline.calibrated.Calibrated`) with min-max ranges of a few rows."""
+    from onnxq.calibrate import open_data
+    from onnxq.pipeline.calibrated import Calibrated
+    from onnxq.pipeline.planning import choose_ranges, observe, precision_of
+    from onnxq.pipeline.prepare import load_float, model_inputs, prepare
+    from onnxq.recipe import resolve
+    from onnxq.types import Silence
+
+    settings = resolve("fast", samples=32)
+    loaded = load_float(subject.model)
+    rows = open_data(str(subject.feeds), model_inputs(loaded), samples=settings.samples)
+    model = prepare(subject.model, loaded).model
+    placement, seen = observe(model, rows, settings, Silence())
+    ranges = choose_ranges(model, placement, seen, rows, settings, Silence())
+    return Calibrated(model, placement, {8: ranges}, precision_of(settings))
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("part", choices=("accuracy", "latency"))
+    parser.add_argument("part", choices=("accuracy", "latency", "layers"))
     parser.add_argument("--out", type=Path, required=True, help="folder for results, files and logs")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="WnAn")
@@ -183,7 +229,7 @@ def main() -> None:
     chosen: dict[str, Subject] = {subject.name: subject for subject in subjects(args.models, args.out)}
     for name, subject in chosen.items():
         subject.write_feeds(args.samples, args.out / "logs" / f"{name}.feeds")
-    parts = {"accuracy": accuracy, "latency": latency}
+    parts = {"accuracy": accuracy, "latency": latency, "layers": layers}
     print(parts[args.part](chosen, args))
 
 

@@ -54,13 +54,15 @@ def quantize(job: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _method(name: str, given: Mapping[str, Any]) -> Any:
-    """A method by its name, with the given fields; `rates` by the names of the rates."""
+    """A method by its name, with the given fields."""
+    from onnxq.tune import TuneMoments
     from onnxq.tune.adaquant import AdaQuant
     from onnxq.tune.adaround import AdaRound
     from onnxq.tune.aquant import AQuant
     from onnxq.tune.repapq import RepAPQ
 
-    kind = {"adaquant": AdaQuant, "adaround": AdaRound, "aquant": AQuant, "repapq": RepAPQ}[name]
+    kinds: Mapping[str, Any] = {"adaquant": AdaQuant, "adaround": AdaRound, "aquant": AQuant, "repapq": RepAPQ}
+    kind = TuneMoments if name == "moments" else kinds[name]
     unknown = set(given) - {entry.name for entry in fields(kind)}
     assert not unknown, f"{name} has no field {', '.join(unknown)}"
     return kind(**given)

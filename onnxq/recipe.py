@@ -21,7 +21,7 @@ from onnxq.plan.budgets import Wishes, read_wishes
 from onnxq.tune.methods import LEARNED
 
 TARGETS = ("auto", "cpu")
-PRESET_NAMES = ("fast", "balanced", "light", "advanced", "repq-vit")
+PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit")
 RECONSTRUCTIONS = ("none", *LEARNED)
 UNITS = ("block", "layer", "parallel")
 ATTENTIONS = ("float", "auto", *map(str, range(2, 9)))
@@ -163,8 +163,13 @@ FAST = Recipe(preset="fast", ranges="minmax", bn_tuning=False)
 BALANCED = Recipe()
 LIGHT = Recipe(preset="light")
 ADVANCED = Recipe(preset="advanced", reconstruction="adaquant", bias_tuning=True)
+ACCURATE = replace(ADVANCED, preset="accurate", iterations=1000, samples=2048)
+REPAPQ = Recipe(preset="repapq", reconstruction="repapq")
+AQUANT = Recipe(preset="aquant", reconstruction="aquant")
 REPQ_VIT = Recipe(preset="repq-vit", migrate_norms=True, attention="auto")
-PRESETS: Mapping[str, Recipe] = {recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, REPQ_VIT)}
+PRESETS: Mapping[str, Recipe] = {
+    recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, ACCURATE, REPAPQ, AQUANT, REPQ_VIT)
+}
 
 
 def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:

@@ -34,6 +34,7 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+ort.disable_telemetry_events()
 _NUMPY = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -97,9 +98,9 @@ class Session:
             self._session = ort.InferenceSession(
                 str(source) if isinstance(source, Path) else source, options, providers=providers
             )
-        except MemoryError as error:
-            raise EnvironmentFault(f"not enough memory to load {name} into onnxruntime") from error
         except Exception as error:
+            if _lacks_memory(error):
+                raise EnvironmentFault(f"not enough memory to load {name} into onnxruntime") from error
             raise ModelError(f"onnxruntime cannot load {name}: {_reason(error)}") from error
         self.inputs: tuple[InputSpec, ...] = tuple(_spec(entry) for entry in self._session.get_inputs())
         self.outputs: tuple[InputSpec, ...] = tuple(_spec(entry) for entry in self._session.get_outputs())
@@ -134,10 +135,8 @@ class Session:
             values = self._session.run(names, feeds) if limit_s is None else self._limited(names, feeds, limit_s)
         except OnnxqError:
             raise
-        except MemoryError as error:
-            raise EnvironmentFault("not enough memory to run the model; use a smaller batch") from error
         except Exception as error:
-            if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+            if _lacks_memory(error):
                 raise EnvironmentFault("not enough memory to run the model; use a smaller batch") from error
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
             raise DataError(f"the model cannot be run on inputs {shapes}: {_reason(error)}") from error
@@ -181,6 +180,12 @@ def _options(config: SessionConfig, save_optimized: Path | None) -> Any:
 def _spec(entry: Any) -> InputSpec:
     dtype = _NUMPY.get(entry.type) or entry.type.removeprefix("tensor(").removesuffix(")")
     return InputSpec(entry.name, dtype, tuple(entry.shape or ()))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory, or room for the stack of another thread, ran out."""
+    signs = ("bad_alloc", "Failed to allocate memory", "pthread_create failed", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from onnxq.recipe import (
 )
 
 BITS = st.integers(2, 8)
+KNOWN = "fast, balanced, light, advanced, accurate, repapq, aquant, repq-vit"
 WIDE = BITS | st.just(16)
 TAKES = {
     "weight_bits": "2 to 8",
@@ -132,7 +133,7 @@ def test_a_list_of_patterns_will_do():
 )
 def test_unknown_presets(name, suggestion):
     message = refusal(UsageError, resolve, name)
-    assert message.startswith(f"there is no preset {name!r}; presets: fast, balanced, light, advanced, repq-vit.")
+    assert message.startswith(f"there is no preset {name!r}; presets: {KNOWN}.")
     assert message.endswith(suggestion)
 
 
@@ -161,14 +162,14 @@ WRONG = [
         "preset",
         '"fats"',
         "fats",
-        "preset takes fast, balanced, light, advanced, repq-vit, not 'fats'. Did you mean 'fast'?",
+        f"preset takes {KNOWN}, not 'fats'. Did you mean 'fast'?",
     ),
     ("preset", "7", 7, "preset takes a string, not 7."),
     (
         "preset",
         '"recipe.toml"',
         "recipe.toml",
-        "preset takes fast, balanced, light, advanced, repq-vit, not 'recipe.toml'.",
+        f"preset takes {KNOWN}, not 'recipe.toml'.",
     ),
     ("target", '"cup"', "cup", "target takes auto, cpu, not 'cup'. Did you mean 'cpu'?"),
     ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),

@@ -40,7 +40,8 @@ Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Result; default: MODEL.int8.onnx beside it.")
 @click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error, "
               "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
-              "learned with PyTorch; minutes.")  # fmt: skip
+              "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
+              "methods.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
@@ -48,6 +49,9 @@ Examples:
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
 @click.option("--residual-bits", type=int, help="Bits of tensors that only feed sums (default 8).")
 @click.option("--ranges", metavar="RULE", help="auto, minmax, averaged, percentile, entropy, mse or mae.")
+@click.option("--attention", metavar="BITS", help="Bits of what attention multiplies: float (default), auto (the "
+              "activation bits up to 6), or 2 to 8.")  # fmt: skip
+@click.option("--softmax", metavar="GRID", help="Of its probabilities: auto, uniform, log-sqrt2 or log2.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per output channel.")
 @click.option("--portable", is_flag=True, help="7-bit weights where x86 processors without VNNI would saturate.")
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes that must stay in float; repeatable.")
@@ -62,7 +66,8 @@ Examples:
 @click.option(
     "--keep", is_flag=True, help="Write the nearest where a budget cannot be met; the exit code is 5 all the same."
 )
-@click.option("--reconstruction", metavar="METHOD", help="Learn weights block by block: adaquant, adaround or none.")
+@click.option("--reconstruction", metavar="METHOD", help="Learn weights block by block: adaquant, adaround, repapq, "
+              "aquant or none.")  # fmt: skip
 @click.option("--unit", metavar="NAME", help="What is learned at a time: block (default), layer, or parallel: all "
               "layers at once over processes.")  # fmt: skip
 @click.option("--iterations", type=int, help="Steps of learning per block (default 300).")
@@ -159,7 +164,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
     fields = (
         "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
         "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
-        "max_bops", "max_cost",
+        "max_bops", "max_cost", "attention", "softmax",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(

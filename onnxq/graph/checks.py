@@ -27,7 +27,7 @@ LARGEST_FILE = 2**31 - 1
 """Bytes of a protobuf message; more weights go into files of their own."""
 MOST_NODES = 1_000_000
 """Nodes of a graph whose functions are written out."""
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
     onnx.TensorProto.INT64: "int64_data",
@@ -227,7 +227,8 @@ def _inlined_nodes(proto: onnx.ModelProto) -> float:
                 if key not in known:
                     known[key] = count(bodies[key].node)
                 total += known[key]
-            total += 1
+            else:
+                total += 1
             for attribute in node.attribute:
                 for body in (attribute.g, *attribute.graphs):
                     total += count(body.node)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -167,7 +169,8 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
     Args:
         model: Left as it is.
         path: Destination; replaced when it exists.
-        external: Put the weights into `<path>.data`; None: only when they do not fit one file.
+        external: Put the weights into `<path>.data`, or `<path>.1.data` where that exists; None: only when they do not
+            fit one file.
 
     Raises:
         EnvironmentFault: The folder cannot be written or the disk is full.
@@ -186,9 +189,17 @@ def save(model: ir.Model, path: str | Path, *, external: bool | None = None) -> 
 
 
 def _save_in_two(model: ir.Model, target: Path) -> None:
-    """Write the graph and its weights beside each other in a folder of their own, then move both into place."""
+    """Write the graph and its weights beside each other in a folder of their own, then move both into place.
+
+    The weights never replace a file: a model that is still there would read them. Those of the model that is replaced
+    are removed at the end.
+    """
+    before = sorted(target.parent.glob(f"{glob.escape(target.name)}.*data"))
+    taken = {file.name for file in before}
+    names = (f"{target.name}.{number}data" for number in ("", *(f"{count}." for count in range(1, len(taken) + 1))))
+    weights = next(name for name in names if name not in taken)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
-        made, weights = Path(folder) / target.name, f"{target.name}.data"
+        made = Path(folder) / target.name
         ir.save(model, made, external_data=weights)
         files = [file for file in (made.with_name(weights), made) if file.exists()]
         for file in files:
@@ -196,6 +207,9 @@ def _save_in_two(model: ir.Model, target: Path) -> None:
                 os.fsync(written.fileno())
         for file in files:
             file.replace(target.with_name(file.name))
+    for file in before:
+        if re.fullmatch(r"\.(\d+\.)?data", file.name.removeprefix(target.name)):
+            file.unlink()
 
 
 @contextmanager

@@ -1,26 +1,27 @@
 """Moving per-channel scale and zero point out of a normalisation's result into the linear layers behind it.
 
-With y = gamma * n(x) + beta read by linear layers W y + bias only, ratios r and shifts b,
+With y = gamma * n(x) + beta read by linear layers W y + bias, ratios r and shifts b,
 
     gamma' = gamma / r,    beta' = beta / r - b        gives      y' = y / r - b
     W'[:, c] = W[:, c] * r[c],    bias' = bias + W' b    keeps    W' y' + bias' = W y + bias
 
 exactly, so that one step for the whole of y' serves every channel of y. Without a beta (RMS normalisation), or where a
-layer pads with zeros, b = 0. No node is added except a bias where there was none.
+layer pads with zeros, b = 0. No node is added except a bias where there was none; and where others read y as well (the
+residual sum behind a normalisation, as in BERT), a second scale and shift for the layers: y stays for the others.
 
 Z. Li et al., "RepQ-ViT", arXiv 2212.08254, section 3.2; G. Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
-from onnxq.graph import Layer, Model, Node
+from onnxq.graph import Layer, Model, Node, Value
 from onnxq.passes.base import Pass
 from onnxq.passes.migration import Migration, Vector
 from onnxq.passes.norms import Norm, norms, per_channel
@@ -29,17 +30,19 @@ from onnxq.passes.rescale import bias_of, kernel_of, response, scale_inputs, tak
 
 @dataclass(frozen=True)
 class Pair:
-    """A normalisation and the linear layers that alone read its result.
+    """A normalisation and the linear layers that read its result.
 
     Attributes:
         norm: The normalisation.
         layers: MatMul, Gemm or 1x1 Conv nodes; they share one r and b.
         shifts: Whether b may differ from 0.
+        shared: Whether others read the result, too, so that the layers need one of their own.
     """
 
     norm: Norm
     layers: tuple[Layer, ...]
     shifts: bool
+    shared: bool = False
 
     @property
     def name(self) -> str:
@@ -60,26 +63,30 @@ def pairs(model: Model) -> Iterator[tuple[Node, Pair | str]]:
 
 def pair_of(norm: Norm) -> Pair | str:
     """`norm` with its readers, or the reason why its scale cannot move."""
-    if norm.output.is_graph_output():
-        return "its result is an output of the model"
-    layers = []
-    for node in graph.users(norm.output):
-        if node.graph is not norm.output.graph:
-            return f"{node.name} inside a subgraph reads its result"
-        if node.op_type == "Shape":
-            continue
-        layer = _linear(node, norm)
-        if isinstance(layer, str):
-            return layer
-        layers.append(layer)
+    found = {node: _linear(node, norm) for node in graph.users(norm.output) if node.op_type != "Shape"}
+    layers = [layer for layer in found.values() if not isinstance(layer, str)]
+    others = {node: reason for node, reason in found.items() if isinstance(reason, str)}
+    for node, reason in others.items():
+        if not layers or node.op_type in graph.LAYER_OPS:
+            return reason
     if not layers:
         return "no linear layer reads its result"
+    shared = norm.output.is_graph_output() or bool(others)
+    if shared and len(_scaling(norm)) > 2:
+        return "others read its result, too, and its scale and shift do not stand at its end"
     shifts = norm.beta_at is not None and all(takes_shift(layer) for layer in layers)
-    return Pair(norm, tuple(layers), shifts)
+    return Pair(norm, tuple(layers), shifts, shared)
+
+
+def _scaling(norm: Norm) -> tuple[Node, ...]:
+    """The node that applies the scale, and those behind it."""
+    return norm.nodes[norm.nodes.index(norm.gamma_at[0]) :]
 
 
 def _linear(node: Node, norm: Norm) -> Layer | str:
     """`node` as a layer that mixes the channels of `norm`, or why it is none."""
+    if node.graph is not norm.output.graph:
+        return f"{node.name} inside a subgraph reads its result"
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return f"{node.name} reads its result and is no linear layer ({node.op_type})"
     layer = graph.layer_of(node)
@@ -100,7 +107,8 @@ def _linear(node: Node, norm: Norm) -> Layer | str:
 def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
     """Write y' = y / r - b into the normalisation and its inverse into the layers, in place.
 
-    The tensor between them holds other values afterwards and therefore gets another name. `pair` is used up.
+    The tensor between them holds other values afterwards and therefore gets another name; a shared one stays, and the
+    layers read a new one. `pair` is used up.
 
     Args:
         model: Edited in place.
@@ -120,6 +128,9 @@ def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
     shifted = bool(shifts.any())
     if shifted and not pair.shifts:
         raise ValueError(f"{norm.name} or a layer behind it cannot take a shift")
+    name = graph.unique_name(model, f"{pair.name}_scaled")
+    if pair.shared:
+        norm = _copied(model, norm, [layer.node for layer in pair.layers])
     gamma = (norm.gamma.astype(np.float64) / ratios).astype(np.float32)
     node, index = norm.gamma_at
     graph.replace_constant(model, node, index, per_channel(gamma, norm))
@@ -133,7 +144,34 @@ def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
         moved = response(kernel, shifts)
         bias = bias_of(layer, layer.channels) + moved if shifted else None
         write_layer(model, layer, weight_of(layer, kernel), bias)
-    norm.output.name = graph.unique_name(model, f"{pair.name}_scaled")
+    norm.output.name = name
+
+
+def _copied(model: Model, norm: Norm, readers: Collection[Node]) -> Norm:
+    """`norm` with a scale and shift of its own behind the same normalised values, for `readers` alone."""
+    new: dict[Node, Node] = {}
+    values: dict[Value | None, Value] = {}
+    last = norm.nodes[-1]
+    for node in _scaling(norm):
+        made = graph.add_node(
+            model,
+            node.op_type,
+            [values.get(value, value) for value in node.inputs],
+            f"{node.name}_copy",
+            after=last,
+            attributes={key: attribute.value for key, attribute in node.attributes.items()},
+            domain=node.domain,
+        )
+        made.type, made.shape = node.outputs[0].type, node.outputs[0].shape
+        values[node.outputs[0]], maker = made, made.producer()
+        assert maker is not None
+        new[node] = last = maker
+    output = values[norm.output]
+    graph.redirect(norm.output, output, lambda node: node in readers)
+    nodes = tuple(new.get(node, node) for node in norm.nodes)
+    gamma_at = (new[norm.gamma_at[0]], norm.gamma_at[1])
+    beta_at = None if norm.beta_at is None else (new[norm.beta_at[0]], norm.beta_at[1])
+    return replace(norm, nodes=nodes, output=output, gamma_at=gamma_at, beta_at=beta_at)
 
 
 @dataclass(frozen=True)

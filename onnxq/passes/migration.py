@@ -128,8 +128,9 @@ def search(
     low: Vector | None = None,
     high: Vector | None = None,
     error: Literal["mse", "mae"] = "mse",
+    least_gain: float | None = None,
 ) -> Migration:
-    """The migration with the least error of the linear layers' outputs, the identity unless one gains over 1 %.
+    """The migration with the least error of the linear layers' outputs, the identity unless one gains enough.
 
     Outputs are X W in float against fake-quantised X (one asymmetric grid, at the best of a few clipped ranges) times
     fake-quantised W (one symmetric step per output); each layer's error counts relative to its output's own size.
@@ -143,6 +144,7 @@ def search(
         low: Smallest value per channel over all data; by default of `samples`.
         high: Largest value per channel over all data; by default of `samples`.
         error: Mean squared or mean absolute error.
+        least_gain: Share by which it must lower the error; `LEAST_GAIN` by default.
     """
     x = np.asarray(samples, np.float64)
     lows = np.minimum(x.min(0), np.inf if low is None else low)
@@ -151,7 +153,7 @@ def search(
     grid = Grid(activation_bits, signed=False, symmetric=False)
     judge = _Judge(x, weights, grid, Grid(weight_bits), lows, highs, error)
     best = identity = Migration(np.ones(channels), np.zeros(channels), *grid.from_range(lows.min(), highs.max()))
-    least = (1.0 - LEAST_GAIN) * judge(identity)
+    least = (1.0 - (LEAST_GAIN if least_gain is None else least_gain)) * judge(identity)
     for candidate in _candidates(lows, highs, weights, grid, shift):
         found = judge(candidate)
         if found < least:

@@ -265,5 +265,5 @@ def harms(found: Calibrated, batches: Sequence[Feeds]) -> dict[str, float]:
             constants={},
             tables=(),
         )
-        harm[unit.name], _ = output_error(emit(found.model, alone), batches, wanted, simulate=True)
+        harm[unit.name] = output_error(emit(found.model, alone), batches, wanted, simulate=True)
     return harm

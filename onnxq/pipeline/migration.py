@@ -18,6 +18,8 @@ from onnxq.types import Dataset, Feeds, Log, Silence
 
 SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
+COPY_GAIN = 0.25
+"""Share by which a migration must lower the layers' error where it takes a second run of the normalisation."""
 
 
 def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()) -> Prepared:
@@ -80,4 +82,5 @@ def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: i
         shift=pair.shifts,
         low=seen.low.astype(np.float64),
         high=seen.high.astype(np.float64),
+        least_gain=COPY_GAIN if pair.shared else None,
     )

@@ -79,7 +79,7 @@ class QuantizedModel:
     @property
     def simulated(self) -> bool:
         """Whether some grid has no kernel and is emulated at the cost of speed."""
-        return any(grid.bits != 8 for grid in self.plan.tensors.values())
+        return self.plan.simulated
 
     def save(self, path: str | Path) -> Path:
         """Write the ONNX file, whole or not at all; returns its path."""

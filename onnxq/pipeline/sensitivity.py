@@ -28,7 +28,7 @@ from onnxq.types.mixed import BASE, FLOAT, Added, Allocation, Bits, Sensitivitie
 
 BACKENDS = {"local": "loky"}
 """Names that users give -> names that joblib knows."""
-SCHEMA = 1
+SCHEMA = 2
 """Of the kept results: another number makes them all unknown."""
 
 
@@ -80,9 +80,9 @@ def sensitivities(
             known[trial.group].update(errors)
             walk.release(trial)
             log.step(f"{done + 1} of {sum(map(bool, missing.values()))} groups of layers")
-    added = {group: _added(entries, options, walk.base_error) for group, entries in known.items()}
+    added = {group: _added(entries, options) for group, entries in known.items()}
     rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
-    return Sensitivities(walk.measure, walk.base_error, found.groups, added, rows)
+    return Sensitivities(walk.base_error, found.groups, added, rows)
 
 
 def remeasured(
@@ -108,15 +108,15 @@ def remeasured(
     shaped = found.model.clone()
     graph.infer_shapes(shaped)
     blocks = find_blocks(shaped)
-    session = Session(found.model, SessionConfig(stop_spinning=True))
+    session = Session(emit(found.model, found.base), SessionConfig(stop_spinning=True))
     wanted = [session.run(feeds) for feeds in batches]
     measured = []
     for index, point in enumerate(points):
         state = Tuned(found.plan(found.by_layer(point.bits)))
         if tuned:
             state, _ = walk(found.model, state, blocks, [TuneMoments()], batches)
-        error, _ = output_error(emit(found.model, state.plan, learned=state.layers), batches, wanted)
-        measured.append(replace(point, measured=error - known.base))
+        error = output_error(emit(found.model, state.plan, learned=state.layers), batches, wanted)
+        measured.append(replace(point, measured=error))
         log.step(f"{index + 1} of {len(points)} points")
     return tuple(measured)
 
@@ -131,15 +131,11 @@ def _measured(trial: Trial) -> tuple[Trial, dict[Bits, Added]]:
     return trial, measure(trial)
 
 
-def _added(entries: Mapping[Bits, Added], options: Sequence[Bits], base: float) -> dict[Bits, Added]:
-    """Errors minus the base's, for the bits asked for and 8/8."""
+def _added(entries: Mapping[Bits, Added], options: Sequence[Bits]) -> dict[Bits, Added]:
+    """Errors for the bits asked for and 8/8."""
     added = {}
     for bits in dict.fromkeys((BASE, *options)):
-        if bits == FLOAT:
-            added[bits] = Added(0.0, 0.0)
-        else:
-            entry = entries[bits]
-            added[bits] = entry if bits == BASE else replace(entry, output=entry.output - base)
+        added[bits] = Added(0.0, 0.0) if bits == FLOAT else entries[bits]
     return added
 
 

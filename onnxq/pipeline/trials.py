@@ -19,8 +19,8 @@ from onnxq.pipeline.calibrated import Calibrated
 from onnxq.plan import Block, find_blocks
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune.cache import Cache, View
-from onnxq.tune.job import restrict
-from onnxq.tune.sensitivity import Trial, output_error, write_arrays
+from onnxq.tune.job import ErrorSums, restrict
+from onnxq.tune.sensitivity import Trial, write_arrays
 from onnxq.types import Feeds, QuantPlan
 from onnxq.types.mixed import Bits
 
@@ -50,7 +50,6 @@ class Walk:
 
     Attributes:
         base_error: Error at the outputs with all layers at 8 bits.
-        measure: What measures it, "kl" or "mse".
     """
 
     def __init__(
@@ -68,24 +67,22 @@ class Walk:
         self._blocks = find_blocks(shaped)
         self._outputs = [graph.name_of(value) for value in found.model.graph.outputs]
         graph.save(found.model, folder / "model.onnx")
-        self.base_error, self.measure = self._write_outputs()
+        self.base_error = self._write_outputs()
         self._spans = sorted(
             (self._span(group, plans) for group, plans in wanted.items() if plans), key=lambda pair: pair[0]
         )
         self._left = Counter(span.start for _, span in self._spans)
 
-    def _write_outputs(self) -> tuple[float, str]:
+    def _write_outputs(self) -> float:
         base = emit(self._found.model, self._found.base)
-        sessions = {"float": Session(self._found.model, QUIET), "quantized": Session(base, QUIET)}
+        sessions = Session(self._found.model, QUIET), Session(base, QUIET)
         self._cut(None).mkdir()
-        wanted = []
+        errors = ErrorSums()
         for batch, feeds in enumerate(self._batches):
-            for kind, session in sessions.items():
-                outputs = session.run(feeds)
-                write_arrays(self._cut(None) / f"{kind}_{batch}.npz", outputs)
-                if kind == "float":
-                    wanted.append(outputs)
-        return output_error(base, self._batches, wanted)
+            wanted, found = (session.run(feeds) for session in sessions)
+            write_arrays(self._cut(None) / f"quantized_{batch}.npz", found)
+            errors.add(wanted, found)
+        return errors.relative()
 
     def _span(self, group: str, plans: Mapping[Bits, QuantPlan]) -> tuple[int, Span]:
         home = {node: index for index, block in enumerate(self._blocks) for node in block.nodes}

@@ -20,7 +20,7 @@ from onnxq.plan import Block, find_blocks, layer_slices
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums, TuneMoments, batches_of, halves, walk
-from onnxq.tune.methods import find_device, learned_method, require_torch
+from onnxq.tune.methods import MATCH_MOMENTS, find_device, learned_method, require_torch
 from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned
 
 MOMENT_ROWS, MOMENT_BATCH = 128, 8
@@ -89,7 +89,7 @@ def tune(model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, 
     if settings.reconstruction != "none":
         found, results = reconstruct(model, tuned, rows, settings, log, place, device)
         tuned = judge.better(tuned, found, "learned weights are dropped: plain rounding is nearer to the float", log)
-    if settings.bn_tuning:
+    if settings.bn_tuning and settings.reconstruction not in MATCH_MOMENTS:
         log.stage("Tuning means and spreads")
         found = tune_moments(model, tuned, rows, settings.seed, log)
         tuned = judge.better(

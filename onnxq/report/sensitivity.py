@@ -13,16 +13,11 @@ from rich.table import Table
 from onnxq.report.document import SCHEMA
 from onnxq.types.mixed import BASE, Allocation, Bits, Study, bits_text
 
-MEASURES = {
-    "kl": "divergence of the class scores, nats per row",
-    "mse": "noise power over signal power of the outputs",
-}
-
 
 def print_sensitivity(console: Console, study: Study) -> None:
     """Error by layer and bits, and the front."""
     known = study.known
-    console.print(f"{MEASURES[known.measure]}; everything at 8 bits: {known.base:.3g} ({known.rows} rows)")
+    console.print(f"noise over signal at the outputs; everything at 8 bits: {known.base:.3g} ({known.rows} rows)")
     console.print(_layers(study))
     console.print()
     console.print(_front(study))
@@ -77,7 +72,6 @@ def sensitivity_document(study: Study) -> dict[str, Any]:
         "kind": "sensitivity",
         "source": study.source,
         "float_bytes": study.float_bytes,
-        "measure": known.measure,
         "base_error": known.base,
         "rows": known.rows,
         "groups": [_group(group, layers, study) for group, layers in known.groups.items()],

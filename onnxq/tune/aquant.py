@@ -13,8 +13,9 @@ n codes from qmin on,
 so a layer that makes x absorbs it: weight step' = (1 - m) step, bias' = (1 - m) bias + s (...), codes unchanged. A Relu
 between does no harm: at and below 0 both sides give the code of 0, as B stays off 0 and 1. Per-channel steps and biases
 that other methods learn can hold any such border already: what it gives on top of them is what a longer or better
-search would give, and only a curved border is something new. That one is kept in the plan, runs in float operators, and
-is a simulation.
+search would give. For the same reason, matching means and spreads (`onnxq.tune.moments`) behind it takes it back
+exactly; it belongs in front. Only a curved border is something new: it is kept in the plan, runs in float operators,
+and is a simulation.
 
 "AQuant", arXiv 2208.11945. There is no public code; the form of the border, the gradients and the rule by which tensors
 are kept are this module's.
@@ -38,6 +39,7 @@ from onnxq.tune.adaround import AdaRound, Rounding
 from onnxq.tune.job import Job, block_error
 from onnxq.tune.learn import Rates, learn, look_ahead
 from onnxq.tune.losses import squared
+from onnxq.tune.moments import TuneMoments
 from onnxq.tune.quantizers import RoundingBorder, WeightQuantizer
 from onnxq.tune.soft_block import MakeWeight, SoftBlock, learned_codes, require_agreement
 from onnxq.types import Border, LearnedLayer, QuantPlan, TensorGrid, Tuned, WeightGrid
@@ -56,8 +58,8 @@ class AQuant:
     Attributes:
         iterations: Steps per block, for the weights and for the borders.
         kind: "constant", "affine" or "quadratic".
-        weights: "first": learned before the borders, by AdaRound, and kept where that is better; "joint": together with
-            them; "keep": not at all.
+        weights: "first": learned before the borders by AdaRound, means and spreads then matched, each kept where it is
+            better; "joint": together with the borders; "keep": not at all.
         rates: Learning rates; all but `borders` matter for "joint" only.
         pull: Weight of the rounding's penalty for "joint", relative to the block's error at the start.
         drop: Chance that an activation passes unrounded while training.
@@ -97,7 +99,7 @@ class AQuant:
         require_agreement(job, tuned)
         if self.weights == "first":
             found = AdaRound(iterations=self.iterations, device=self.device)(job, tuned)
-            tuned = min((tuned, found), key=lambda state: block_error(job, state))
+            tuned = min((tuned, found, TuneMoments()(job, found)), key=lambda state: block_error(job, state))
         makers, refused = self._makers(job, tuned)
         for reason in dict.fromkeys(refused.values()):
             names = ", ".join(name for name, why in refused.items() if why == reason)

@@ -16,6 +16,8 @@ LEARNED: Mapping[str, str] = {
     "aquant": "onnxq.tune.aquant:AQuant",
 }
 """Name -> module and class; the class takes `iterations` and `device`."""
+MATCH_MOMENTS = ("aquant",)
+"""Methods that match moments themselves; matched again behind them, their borders would be undone."""
 
 
 def learned_method(name: str, *, iterations: int, device: str = "cpu") -> Method:

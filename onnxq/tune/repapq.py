@@ -88,8 +88,8 @@ class RepAPQ:
         return min(found, key=lambda state: block_error(job, state)) if len(found) > 1 else found[0]
 
     def _learned(self, job: Job, base: Tuned, start: Tuned, loss: str) -> Tuned:
-        """What one loss finds from the steps and biases of `start`, with the codes of `base`."""
-        make = self._rounded(job, base, start, loss) if self.rounding else learned_codes(base, learn_steps=True)
+        """What one loss finds from `start`, whose codes are those of `base`."""
+        make = self._rounded(job, base, start, loss) if self.rounding else learned_codes(start, learn_steps=True)
         block = SoftBlock(job, start, make)
         losses = losses_of(loss, job.targets[job.train[0]], start)
         ahead = look_ahead(job, start, loss, weight=self.stage, reach=self.reach)

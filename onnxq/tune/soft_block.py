@@ -209,14 +209,13 @@ def learned_codes(tuned: Tuned, *, learn_steps: bool = False) -> MakeWeight:
     """Makes weights that stay at the codes of `tuned`: the learned ones, or those of plain rounding.
 
     Args:
-        tuned: Where the codes are, or the steps that they are rounded with.
-        learn_steps: Whether the steps, which need not be those of `tuned`, may move.
+        tuned: Where the codes are.
+        learn_steps: Whether the steps may move.
     """
 
     def fixed(layer: Layer, grid: WeightGrid) -> WeightQuantizer:
-        name = str(layer.node.name)
-        known = tuned.layers.get(name)
-        codes = known.codes if known is not None else weight_codes(layer, tuned.plan.weights[name])
+        known = tuned.layers.get(str(layer.node.name))
+        codes = known.codes if known is not None else weight_codes(layer, grid)
         return FixedCodes(codes, grid, learn_steps=learn_steps)
 
     return fixed

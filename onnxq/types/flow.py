@@ -214,6 +214,11 @@ class QuantPlan:
     borders: Mapping[str, Border] = field(default_factory=dict)
     log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether some activations are rounded in a way that the CPU has no integer kernel for."""
+        return bool(self.borders) or any(grid.bits != 8 for grid in self.tensors.values())
+
 
 @dataclass(frozen=True)
 class LearnedLayer:

@@ -23,7 +23,7 @@ class Added:
     """Error that one group of layers adds at some bits.
 
     Attributes:
-        output: At the model's outputs, minus the base's error there; below 0 where the base happens to be worse.
+        output: Distance of the model's outputs from the base's: noise power over signal power, mean over the outputs.
         block: At the outputs of the last block that holds one of the layers: noise power over signal power.
     """
 
@@ -36,14 +36,12 @@ class Sensitivities:
     """Errors of all layers at all bits that were tried, each with everything else at 8 bits.
 
     Attributes:
-        measure: "kl" (divergence of the softmax, nats per row) or "mse" (noise power over signal power).
         base: Error at the model's outputs with all layers at 8 bits.
         groups: Layers whose inputs share a grid, by the name of the first one; they get the same bits.
         added: Group -> bits -> the error they add.
         rows: Number of rows measured on.
     """
 
-    measure: str
     base: float
     groups: Mapping[str, tuple[str, ...]]
     added: Mapping[str, Mapping[Bits, Added]]
@@ -107,7 +105,7 @@ class Allocation:
         bits: What each one gets.
         degradation: The sum of the errors they add, as predicted.
         costs: Total by name of the costs.
-        measured: Error at the outputs of the network with these bits, minus the base's; None when not measured.
+        measured: Distance of its outputs from the base's; None when not measured.
     """
 
     bits: Mapping[str, Bits]

@@ -103,13 +103,18 @@ def test_dead_channels_and_values_that_are_not_finite():
 
 def test_tensors_without_samples_and_the_first_samples_only(monkeypatch):
     m = model(
-        "g (float[n,4] x, float[4,6] w) => (float[6,n] t) { h = MatMul(x, w) t = Transpose<perm = [1, 0]>(h) }",
+        """g (float[n,4] x, float[4,6] w) => (float[6,4] u) {
+            h = MatMul(x, w) t = Transpose<perm = [1, 0]>(h) u = MatMul(t, x)
+        }""",
         w=weights(4, 6) * np.asarray([1, 1, 1, 50, 1, 1], np.float32),
     )
     data = [{"x": weights(9, 4, seed=seed)} for seed in range(3)]
     result = found(m, data, t=0, h=1)
     assert [one.index for one in result["t"].channels] == [one.index for one in result["h"].channels] == [3]
     assert result["t"].samples == ()
+    square = found(m, [{"x": weights(6, 4)}], u=0)["u"]  # as many channels as samples
+    assert [one.index for one in square.channels] == [3]
+    assert square.samples == ()
     monkeypatch.setattr(outliers, "KEPT_SAMPLES", 9)
     louder = [data[0], *({"x": 100 * part["x"]} for part in data[1:])]
     assert found(m, louder, h=1)["h"].channels == found(m, data[:1], h=1)["h"].channels

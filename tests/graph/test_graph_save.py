@@ -46,7 +46,7 @@ def test_a_model_with_external_weights_can_replace_itself(tmp_path):
     matmul = next(graph.nodes(loaded, "MatMul"))
     graph.replace_constant(loaded, matmul, 1, 2 * weights(8, 16))
     graph.save(loaded, path, external=True)
-    assert files(tmp_path) == ["m.onnx", "m.onnx.data"]
+    assert files(tmp_path) == ["m.onnx", "m.onnx.1.data"]
     again = graph.load(path)
     np.testing.assert_array_equal(graph.constant(graph.value_map(again)["w"]), 2 * weights(8, 16))
 

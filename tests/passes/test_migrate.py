@@ -213,9 +213,7 @@ NEW_OUTPUT = ("float[4,3,7] y)", "float[4,3,7] y, float[4,3,5] n)")
 @pytest.mark.parametrize(
     ("text", "change", "reason"),
     [
-        (LINEAR, NEW_OUTPUT, "its result is an output of the model"),
         (LINEAR, (PRODUCT, "r = Add(n, x)\n p = MatMul(r, w)"), "is no linear layer (Add)"),
-        (LINEAR, (PRODUCT, "t = Transpose<perm = [0, 2, 1]>(n)\n p = MatMul(n, w)"), "(Transpose)"),
         (LINEAR, (PRODUCT, "r = MatMul(n, v)\n p = MatMul(n, w)"), "computed at run time"),
         (LINEAR, (PRODUCT, "p = MatMul(x, w)"), "no linear layer reads its result"),
         (CONV, (INSTANCE, "LayerNormalization(x, ones, zeros)"), "another axis"),
@@ -235,6 +233,48 @@ def test_refusals(text, change, reason):
     (found,) = MigrateNorms().refused(m).values()
     assert reason in found
     assert not any(isinstance(pair, Pair) for _, pair in pairs(m))
+
+
+SHARED = {
+    "an output": (LINEAR, NEW_OUTPUT, X),
+    "a residual sum": (LINEAR, ("y = Add(bias, p)", "h = Add(bias, p)\n y = Concat<axis = -1>(h, n)"), X),
+    "a moving node": (
+        LINEAR,
+        (PRODUCT, "t = Transpose<perm = [0, 2, 1]>(n)\n s = ReduceMean(t)\n p = MatMul(n, w)"),
+        X,
+    ),
+    "rms, in small operators": (RMS, ("y = MatMul(n, w)", "h = MatMul(n, w)\n y = Concat<axis = -1>(h, n)"), X),
+    "layer, in small operators": (CHAIN, ("float[2,6,3] y) {", "float[2,6,3] y, float[2,5,3] n) {"), weights(2, C, 3)),
+}
+
+
+@pytest.mark.parametrize(("text", "change", "x"), SHARED.values(), ids=SHARED)
+def test_what_others_read_stays_and_the_layers_get_their_own(text, change, x):
+    assert change[0] in text
+    text = text.replace(*change).replace("[4,3,7] y", "[4,3,k] y")
+    shapes = {"w": (6, C, 1), "gamma": (C, 1), "beta": (C, 1)} if x.ndim == 3 and len(x) == 2 else {}
+    m = made(text, shapes)
+    before, heads = run(graph.with_outputs(m, ["n"]), {"x": x}), len(list(pairs(m)))
+    pair = only_pair(m)
+    assert pair.shared
+    moved = SHIFTS if pair.shifts else np.zeros(C)
+    along = (slice(None),) + (None,) * (-pair.norm.axis - 1)
+    assert MigrateNorms({"n": Migration(RATIOS, moved, 1.0, 0)})(m) == 1
+    after = run(graph.with_outputs(m, ["n", "n_scaled"]), {"x": x})
+    np.testing.assert_array_equal(after["n"], before["n"])
+    np.testing.assert_allclose(after.pop("n_scaled"), before["n"] / RATIOS[along] - moved[along], atol=1e-4)
+    assert_same_outputs(before, after, rtol=1e-5, atol=3e-5)
+    assert len(list(pairs(m))) - heads == (ops(m).count("LayerNormalization") == 2)
+    assert {node.op_type for node in graph.users(graph.value_map(m)["n_scaled"])} <= {"MatMul", "Conv"}
+
+
+def test_a_copy_keeps_epsilon_and_axis():
+    m = made(LINEAR.replace(*NEW_OUTPUT).replace("epsilon = 0.1", "epsilon = 0.3, axis = 2"))
+    MigrateNorms({"n": Migration(RATIOS, SHIFTS, 1.0, 0)})(m)
+    first, second = (node for node in m.graph if node.op_type == "LayerNormalization")
+    assert {key: a.value for key, a in first.attributes.items()} == {
+        key: a.value for key, a in second.attributes.items()
+    }
 
 
 def test_grouped_and_larger_convs_are_refused():

@@ -55,3 +55,17 @@ def test_a_model_without_pairs_is_not_even_run():
 def test_what_gains_nothing_is_left_out(monkeypatch):
     monkeypatch.setattr(migration, "LEAST_GAIN", 0.9999999)
     assert choose_migrations(made(), [{"x": weights(16, 4, 8)}]) == {}
+
+
+def test_a_copy_must_gain_more(monkeypatch):
+    text = TEXT.replace("y = MatMul(n, w)", "p = MatMul(n, w)\n    y = Add(p, o)").replace(
+        "[N,4,6] y", "[N,4,6] y, float[N,4,8] n"
+    )
+    m = model(text.replace("float[8,6] w,", "float[8,6] w, float[6] o,"), gamma=UNEVEN, beta=weights(8, seed=1) * 40,
+              w=weights(8, 6), o=weights(6), flat=np.ones(8, np.float32), zero=np.zeros(8, np.float32))  # fmt: skip
+    graph.infer_shapes(m)
+    data = [{"x": weights(16, 4, 8)}]
+    assert list(choose_migrations(m, data)) == ["n"]
+    monkeypatch.setattr("onnxq.pipeline.migration.COPY_GAIN", 0.999999)
+    assert choose_migrations(m, data) == {}
+    assert list(choose_migrations(made(), data)) == ["n"]

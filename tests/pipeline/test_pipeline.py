@@ -165,7 +165,7 @@ def test_portable_narrows_the_layers_that_saturate(tmp_path):
 
 def test_a_crashing_simplifier_is_survived(tmp_path, monkeypatch):
     path = conv_net(tmp_path)
-    monkeypatch.setattr(simplifier, "simplify", lambda model: (model, "simplification crashed (SIGFPE)"))
+    monkeypatch.setattr(simplifier, "simplify", lambda model, **_: (model, "simplification crashed (SIGFPE)"))
     found = quantize(path)
     assert found.prepared.simplified == "simplification crashed (SIGFPE)"
     assert found.verdict.coverage.share == 1.0
@@ -174,7 +174,7 @@ def test_a_crashing_simplifier_is_survived(tmp_path, monkeypatch):
 def test_a_simplifier_that_changes_the_model_is_found_out(tmp_path, monkeypatch):
     path = conv_net(tmp_path)
 
-    def wrong(model):
+    def wrong(model, **_):
         copy = model.clone()
         weight = copy.graph.initializers["w2"]
         doubled = graph.add_constant(copy, "doubled", weight.const_value.numpy() * 2)

@@ -18,7 +18,7 @@ from onnxq.plan.budgets import read_wishes
 from onnxq.plan.program import Infeasible, front
 from onnxq.runtime import Session
 from onnxq.tune import Job, TuneMoments
-from onnxq.tune.sensitivity import divergence, output_error
+from onnxq.tune.sensitivity import output_error
 from onnxq.types import Tuned
 from onnxq.types.mixed import BASE, FLOAT, Added, Budget
 
@@ -71,6 +71,12 @@ def floats(found):
     return [session.run(feeds) for feeds in rows()]
 
 
+@pytest.fixture(scope="module")
+def bases(found):
+    session = Session(emit(found.model, found.base))
+    return [session.run(feeds) for feeds in rows()]
+
+
 def test_the_base_is_eight_bits_whatever_the_precision_says():
     found = calibrated(weight_bits=3, activation_bits=4, first_last=2, layers={"a": (2, 4)})
     assert {grid.bits for grid in found.base.weights.values()} == {8}
@@ -94,29 +100,29 @@ def test_plans_refuse_what_they_cannot_hold(found):
         found.plan({"a": FLOAT})
 
 
-def test_errors_are_those_of_the_whole_network(found, floats):
+def test_errors_are_those_of_the_whole_network(found, floats, bases):
     """Only the rear part runs; untuned, it must give what the whole emitted network gives."""
     measured = sensitivity.sensitivities(found, OPTIONS, rows(), tuned=False, workers=1)
-    assert measured.measure == "kl"
     assert measured.rows == 16
-    assert measured.base == output_error(emit(found.model, found.base), rows(), floats)[0] > 0
+    assert measured.base == pytest.approx(output_error(emit(found.model, found.base), rows(), floats), rel=1e-3)
+    assert measured.base > 0
     for group, layers in found.groups.items():
         for bits in OPTIONS[:3]:
             whole = emit(found.model, found.plan(dict.fromkeys(layers, bits)))
-            expected = output_error(whole, rows(), floats)[0]
-            got = measured.added[group][bits].output + measured.base
-            assert got == pytest.approx(expected, rel=0.02, abs=2e-6), (group, bits)
+            expected = output_error(whole, rows(), bases)
+            got = measured.added[group][bits].output
+            assert got == pytest.approx(expected, rel=0.05, abs=2e-6), (group, bits)
 
 
-def test_a_group_is_tuned_before_it_is_measured(found, known, floats):
+def test_a_group_is_tuned_before_it_is_measured(found, known, floats, bases):
     every = tuple(range(4))
     for group, bits in (("a", (2, 8)), ("b", (2, 8)), ("d", (4, 4))):
         layers = found.groups[group]
         block = Block("whole", ("x",), ("y",), (), layers, 0)
         job = Job(block, found.model, rows(), rows(), floats, every, every)
         tuned = TuneMoments()(job, Tuned(found.plan(dict.fromkeys(layers, bits))))
-        expected = output_error(emit(found.model, tuned.plan, learned=tuned.layers), rows(), floats)[0]
-        assert known.added[group][bits].output + known.base == pytest.approx(expected, rel=0.02)
+        expected = output_error(emit(found.model, tuned.plan, learned=tuned.layers), rows(), bases)
+        assert known.added[group][bits].output == pytest.approx(expected, rel=0.05)
 
 
 def test_the_error_of_the_block_is_that_of_its_outputs(found):
@@ -171,12 +177,12 @@ def test_an_unknown_backend_is_refused(found):
         sensitivity.sensitivities(found, OPTIONS, rows(), backend="ray")
 
 
-def test_points_are_measured_again(found, known, floats):
+def test_points_are_measured_again(found, known, bases):
     points = front(allocating.errors_of(known), allocating.sizes(found, known), points=5)
     measured = sensitivity.remeasured(found, known, points, rows())
     assert [point.bits for point in measured] == [point.bits for point in points]
     choice = allocating.Choice(found, found.by_layer(points[-1].bits))
-    expected = output_error(allocating.built(choice, rows()), rows(), floats)[0] - known.base
+    expected = output_error(allocating.built(choice, rows()), rows(), bases)
     assert measured[-1].measured == pytest.approx(expected)
     assert measured[-1].measured > measured[0].measured
     assert sensitivity.additivity(measured) > 0.5
@@ -257,12 +263,13 @@ def test_a_layer_does_harm_by_its_own_grids_alone(found, floats):
     grid, steps = found.base.tensors["flat"], np.asarray(found.base.weights["g"].scales, np.float32)
     layer = graph.layer_of(graph.node_names(found.model)["g"])
     weight = fake_quantize(layer.weight, steps, 0, Grid(8), axis=1)
-    divergences = []
+    noise = power = 0.0
     for feeds, wanted in zip(rows(), floats, strict=True):
         codes = Grid(8, signed=False, symmetric=False)
         flat = fake_quantize(inner.run(feeds)["flat"], grid.scale, grid.zero_point, codes)
-        divergences.append(divergence(wanted["y"], flat @ weight + layer.bias).mean())
-    assert harm == pytest.approx(np.mean(divergences), rel=0.05)
+        noise += np.square(flat @ weight + layer.bias - wanted["y"]).sum()
+        power += np.square(wanted["y"]).sum()
+    assert harm == pytest.approx(noise / power, rel=0.05)
 
 
 def test_the_smallest_network_within_a_drop(found, known, monkeypatch):

@@ -45,13 +45,13 @@ ROWS = {"x": weights(60, 6, 16, seed=5)}
 UNEVEN = np.exp(weights(16, seed=6) * 1.5)
 
 
-def layer(folder, mask=-1e9):
+def layer(folder, mask=-1e9, text=TEXT):
     matrices = {name: weights(16, 16, seed=seed) / 4 for seed, name in enumerate(("wq", "wk", "wv", "wo"))}
     vectors = {name: weights(16, seed=seed + 9) for seed, name in enumerate(("bq", "bo", "beta", "lift"))}
     masks = np.triu(np.full((6, 6), mask, np.float32), 1)
     path = folder / "layer.onnx"
     onnx.save(
-        proto(TEXT, gamma=UNEVEN, gain=UNEVEN[::-1].copy(), mask=masks, wh=weights(16, 8), bh=weights(8),
+        proto(text, gamma=UNEVEN, gain=UNEVEN[::-1].copy(), mask=masks, wh=weights(16, 8), bh=weights(8),
               **matrices, **vectors), path)  # fmt: skip
     return path
 
@@ -151,6 +151,15 @@ def test_layer_wise_codes_are_those_of_a_grid_per_channel(bits, tmp_path, monkey
     got = run(graph.with_outputs(emitted, [rounding.outputs[0].name]), ROWS)[rounding.outputs[0].name]
     np.testing.assert_array_equal(got[clear], codes[clear])
     assert clear.mean() > 0.99
+
+
+def test_what_is_broken_elsewhere_does_not_take_attention_out(tmp_path):
+    text = TEXT.replace("float[N,6,8] y", "float[N,6,8] y, float[N,6,8] z")
+    text = text.replace("[norm2]", "root = Sqrt(x)\n  z = MatMul(root, wh)\n  [norm2]")
+    plan, _ = planned(graph.load(layer(tmp_path, text=text)), attention="4")
+    assert "root" not in plan.tensors
+    assert plan.log_softmax == {"soft": LogGrid(4, 2)}
+    assert {"q", "kt", "v"} <= set(plan.tensors)
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,6 @@ def test_a_border_that_rises_too_steeply_goes_back():
     assert not kept.terms.requires_grad
 
 
-# ------------------------------------------------------------------------------------------------------------ plans
-
-
 def bordered(job, tuned, seed=0):
     """Random curved borders for all tensors but the inputs."""
     borders = {}
