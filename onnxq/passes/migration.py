@@ -25,6 +25,8 @@ from onnxq.grid import Grid, fake_quantize
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
+Steps = Callable[[Matrix, Grid], npt.NDArray[np.floating]]
+
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Values of SmoothQuant's a that `search` tries."""
 SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4)
@@ -129,6 +131,7 @@ def search(
     high: Vector | None = None,
     error: Literal["mse", "mae"] = "mse",
     least_gain: float | None = None,
+    steps_of: Steps | None = None,
 ) -> Migration:
     """The migration with the least error of the linear layers' outputs, the identity unless one gains enough.
 
@@ -145,13 +148,15 @@ def search(
         high: Largest value per channel over all data; by default of `samples`.
         error: Mean squared or mean absolute error.
         least_gain: Share by which it must lower the error; `LEAST_GAIN` by default.
+        steps_of: Steps of a weight [channels, outputs] per output, as the plan will choose them; by default the largest
+            magnitude is kept. Steps that clip cost more once activations do not centre on 0.
     """
     x = np.asarray(samples, np.float64)
     lows = np.minimum(x.min(0), np.inf if low is None else low)
     highs = np.maximum(x.max(0), -np.inf if high is None else high)
     channels = x.shape[1]
     grid = Grid(activation_bits, signed=False, symmetric=False)
-    judge = _Judge(x, weights, grid, Grid(weight_bits), lows, highs, error)
+    judge = _Judge(x, weights, grid, Grid(weight_bits), lows, highs, error, steps_of)
     best = identity = Migration(np.ones(channels), np.zeros(channels), *grid.from_range(lows.min(), highs.max()))
     least = (1.0 - (LEAST_GAIN if least_gain is None else least_gain)) * judge(identity)
     for candidate in _candidates(lows, highs, weights, grid, shift):
@@ -198,7 +203,9 @@ class _Judge:
         low: Vector,
         high: Vector,
         error: str,
+        steps_of: Steps | None,
     ) -> None:
+        self._steps_of = steps_of
         self._x, self._weights = samples, weights
         self._activation, self._weight = activation, weight
         self._low, self._high = low, high
@@ -217,7 +224,10 @@ class _Judge:
         return min(self._error(moved, low * part, high * part, rounded, added) for part in SHRINKS)
 
     def _rounded(self, matrix: Matrix) -> npt.NDArray[np.float32]:
-        steps = np.maximum(np.abs(matrix).max(0) / self._weight.qmax, 1e-30)
+        if self._steps_of is not None:
+            steps = self._steps_of(matrix, self._weight)
+        else:
+            steps = np.maximum(np.abs(matrix).max(0) / self._weight.qmax, 1e-30)
         return fake_quantize(matrix, steps, 0, self._weight, axis=1)
 
     def _error(

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq import passes
 from onnxq.calibrate.channels import ChannelRange, channel_ranges
 from onnxq.graph import Model
+from onnxq.grid import Grid
 from onnxq.passes.migrate import MigrateNorms, Pair, pairs
-from onnxq.passes.migration import Migration, search
+from onnxq.passes.migration import Matrix, Migration, search
 from onnxq.pipeline.prepare import Prepared
+from onnxq.plan.weights import least_squares
 from onnxq.recipe import Recipe
 from onnxq.types import Dataset, Feeds, Log, Silence
 
 SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
+TRIES = 10
+"""Clippings of a weight of few bits that are tried for every migration."""
 COPY_GAIN = 0.25
 """Share by which a migration must lower the layers' error where it takes a second run of the normalisation."""
 
@@ -83,4 +88,10 @@ def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: i
         low=seen.low.astype(np.float64),
         high=seen.high.astype(np.float64),
         least_gain=COPY_GAIN if pair.shared else None,
+        steps_of=_steps if weight_bits < 7 else None,
     )
+
+
+def _steps(matrix: Matrix, grid: Grid) -> npt.NDArray[np.float32]:
+    """As the plan chooses them for few bits, from fewer clippings."""
+    return least_squares(matrix.astype(np.float32), grid, 1, tries=TRIES)

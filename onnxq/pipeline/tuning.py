@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned
 
 MOMENT_ROWS, MOMENT_BATCH = 128, 8
 """Most calibration rows that moments are measured on; more change little."""
-LEARN_ROWS, LEARN_BATCH = 1024, 32
+LEARN_ROWS, LEARN_BATCH, LEAST_BATCH = 1024, 32, 8
+LEARN_ELEMENTS = 1 << 20
+"""Input elements of a batch above which it has fewer rows: a step on 32 images of 224 x 224 takes seconds."""
 JUDGING_BATCHES = 8
 """Most batches of `MOMENT_BATCH` rows that judge."""
 QUIET = SessionConfig(stop_spinning=True)
@@ -99,7 +101,7 @@ def tune(model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, 
         from onnxq.tune.biases import tune_biases
 
         log.stage("Tuning biases")
-        batches = list(batches_of(rows, LEARN_BATCH, free=rows_are_free(model), limit=LEARN_ROWS))
+        batches = list(learning_batches(model, rows))
         found = tune_biases(model, tuned, batches, seed=settings.seed, device=device, log=log)
         tuned = judge.better(tuned, found, "biases stay: tuning them does not help this model", log)
     return Outcome(tuned, results)
@@ -111,13 +113,21 @@ def tune_moments(model: Model, tuned: Tuned, rows: Dataset, seed: int, log: Log)
     return walk(model, tuned, _blocks(model, find_blocks), [TuneMoments()], batches, seed=seed, log=log)[0]
 
 
+def learning_batches(model: Model, rows: Dataset) -> Iterator[Feeds]:
+    """Calibration rows in batches for gradient descent, smaller ones where rows are large."""
+    first = next(iter(rows))
+    largest = max(value.size // max(len(value), 1) if value.ndim else 1 for value in first.values())
+    size = min(LEARN_BATCH, max(LEAST_BATCH, LEARN_ELEMENTS // max(largest, 1)))
+    return batches_of(rows, size, free=rows_are_free(model), limit=LEARN_ROWS)
+
+
 def reconstruct(
     model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, place: Workplace, device: str
 ) -> tuple[Tuned, tuple[BlockResult, ...]]:
     """Learn unit after unit, from where an interrupted run stopped; what every unit gained is returned with it."""
     log.stage(f"Learning weights ({settings.reconstruction})")
     method = learned_method(settings.reconstruction, iterations=settings.iterations, device=device)
-    batches = batches_of(rows, LEARN_BATCH, free=rows_are_free(model), limit=LEARN_ROWS)
+    batches = learning_batches(model, rows)
     if settings.unit == "parallel":
         from onnxq.tune.parallel import parallel
 
