@@ -166,7 +166,7 @@ ADVANCED = Recipe(preset="advanced", reconstruction="adaquant", bias_tuning=True
 ACCURATE = replace(ADVANCED, preset="accurate", iterations=1000, samples=2048)
 REPAPQ = Recipe(preset="repapq", reconstruction="repapq")
 AQUANT = Recipe(preset="aquant", reconstruction="aquant")
-REPQ_VIT = Recipe(preset="repq-vit", migrate_norms=True, attention="auto")
+REPQ_VIT = Recipe(preset="repq-vit", bn_tuning=False, migrate_norms=True, attention="auto")
 PRESETS: Mapping[str, Recipe] = {
     recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, ACCURATE, REPAPQ, AQUANT, REPQ_VIT)
 }

@@ -92,3 +92,24 @@ def test_search_weighs_the_rounding_of_the_weights():
     x, w = data(1.0, 0.0, seed=5)
     spread = [np.ptp(np.log(search(x, [w], a, b, shift=False).ratios)) for a, b in ((8, 3), (3, 8))]
     assert spread[0] < spread[1]
+
+
+def test_weights_are_rounded_as_the_plan_will_round_them():
+    random = np.random.default_rng(3)
+    x, w = random.normal(size=(64, 6)) * np.geomspace(0.1, 10, 6), random.normal(size=(6, 4))
+    seen = []
+
+    def largest(matrix, grid):
+        seen.append((matrix.shape, grid.bits))
+        return np.abs(matrix).max(0) / grid.qmax
+
+    def useless(matrix, grid):
+        """Steps that suit the weight as it is and no other."""
+        return largest(matrix, grid) if np.allclose(matrix, w) else np.full(4, 1e-3)
+
+    plain = search(x, [w], 4, 4)
+    assert not plain.is_identity
+    np.testing.assert_array_equal(search(x, [w], 4, 4, steps_of=largest).ratios, plain.ratios)
+    assert set(seen) == {((6, 4), 4)}
+    chosen = search(x, [w], 4, 4, steps_of=useless)
+    np.testing.assert_allclose(chosen.ratios, 1.0)
