@@ -58,7 +58,7 @@ def test_ctrl_c_keeps_what_was_learned_and_the_same_command_goes_on(learned, tmp
     assert "what was learned is kept in" in said
     assert "Traceback" not in said
     assert not out.exists()
-    assert run([*QUANTIZE, *options, "-q", "--resume", str(state.parent)]) == 0
+    subprocess.run([*command, "-q", "--resume", str(state.parent)], check=True, capture_output=True)
     assert out.read_bytes() == learned[0].read_bytes()
     assert not state.parent.exists()
 

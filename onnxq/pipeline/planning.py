@@ -28,7 +28,8 @@ def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Pl
     placement = place(model, keep_float=keep, attention=attention)
     if not placement.layers:
         reasons = sorted({f"{name}: {reason}" for name, reason in placement.skipped.items()})[:3]
-        raise UnsupportedError(f"nothing in this model can run in integers ({'; '.join(reasons)}).")
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise UnsupportedError(f"nothing in this model can run in integers{why}.")
     log.stage("Calibrating")
     observations = calibrate.observe(
         model, rows, placement.tensors, bench.matrix_tensors(model), seed=settings.seed, progress=log.advance

@@ -287,7 +287,7 @@ def test_a_tensor_of_zeros_has_no_error():
 
 def test_a_study_adds_errors_of_every_layer_and_the_front(found):
     added = {"one": {(4, 8): Added(0.5, 0.1), (32, 32): Added(0.0, 0.0)}}
-    known = Sensitivities("mse", 0.1, {"one": ("one", "two")}, added, 8)
+    known = Sensitivities(0.1, {"one": ("one", "two")}, added, 8)
     points = [Allocation({"one": (4, 8)}, 0.5, {"size": 100.0}), Allocation({"one": (8, 8)}, 0.0, {"size": 200.0})]
     more = with_study(found, Study("net.onnx", 900, known, tuple(points)), points[1])
     assert more.sensitivity == {name: {"w4a8": 0.5, "float": 0.0} for name in ("one", "two")}
