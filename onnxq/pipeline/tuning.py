@@ -67,7 +67,7 @@ def require_learning(settings: Recipe, place: Workplace) -> str:
     """The device to learn on; checked before any work is done. "" where nothing is learned with gradients."""
     if settings.reconstruction == "none" and not settings.bias_tuning:
         return ""
-    require_torch(f"the recipe's {'bias-tuning' if settings.bias_tuning else 'reconstruction'}")
+    require_torch("learning")
     return find_device(place.device)
 
 
