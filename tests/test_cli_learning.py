@@ -95,6 +95,20 @@ def test_contradictions_are_said_in_one_line(options, text, capsys, tmp_path):
     assert complaint.count("\n") == 1
 
 
+def test_the_progress_of_other_runs_is_left_alone(tmp_path, capsys):
+    out, partial = tmp_path / "out.onnx", tmp_path / "out.onnx.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text("another run's")
+    quick = [*QUANTIZE, "-o", str(out), "--samples", "16", "--no-timing", "-q", "--preset", "fast"]
+    assert run(quick) == 0
+    assert (partial / "state.json").read_text() == "another run's"
+    assert run([*quick, "--resume", str(partial)]) == 2
+    complaint = capsys.readouterr().err
+    assert "nothing to resume" in complaint
+    assert complaint.count("\n") == 1
+    assert (partial / "state.json").exists()
+
+
 def test_a_folder_without_a_state_is_refused(tmp_path, capsys):
     options = [*FEW, "--reconstruction", "adaround", "--iterations", "1", "-q", "-o", str(tmp_path / "out.onnx")]
     assert run([*QUANTIZE, *options, "--resume", str(tmp_path)]) == 3

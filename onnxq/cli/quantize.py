@@ -125,7 +125,8 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
             raise TargetNotMet(result.missed)
         if not options["dry_run"]:
             result.save(target)
-            forget_progress(progress)
+            if result.progress is not None:
+                forget_progress(result.progress)
             _write_extras(result, target, options)
         summary = _summary(result, model, None if options["dry_run"] else target, labelled, options, began)
     if options["report"] is not None and result.details is not None:
@@ -143,11 +144,13 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
 
 @contextmanager
 def _saying_where(progress: Path) -> Iterator[None]:
-    """Tell an interrupted user that nothing learned is lost."""
+    """Tell an interrupted user that nothing learned is lost; states of other runs are not spoken of."""
+    state = progress / "state.json"
+    before = state.stat().st_mtime_ns if state.exists() else None
     try:
         yield
     except BaseException:
-        if (progress / "state.json").exists():
+        if state.exists() and state.stat().st_mtime_ns != before:
             click.echo(f"what was learned is kept in {progress}; the same command goes on from there.", err=True)
         raise
 

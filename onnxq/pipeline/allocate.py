@@ -41,9 +41,14 @@ def options_of(known: Sensitivities) -> list[Bits]:
 
 def base_bytes(found: Calibrated) -> int:
     """Bytes of the file with all layers at 8 bits."""
+    return written_bytes(emit(found.model, found.base, packed=True))
+
+
+def written_bytes(model: Model) -> int:
+    """Bytes of a model's file, external weights included."""
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        path = Path(folder) / "base.onnx"
-        graph.save(emit(found.model, found.base, packed=True), path)
+        path = Path(folder) / "model.onnx"
+        graph.save(model, path)
         return graph.disk_bytes(path)
 
 

@@ -11,7 +11,7 @@ from onnxq import graph
 from onnxq.emit import emit
 from onnxq.errors import UsageError
 from onnxq.graph import Model
-from onnxq.pipeline.allocate import OPTIONS
+from onnxq.pipeline.allocate import OPTIONS, written_bytes
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.choice import Choice, DropTooLarge
 from onnxq.pipeline.mixed import choose_bits
@@ -143,7 +143,7 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
                 continue
             if target is None or missed:
                 break
-            size = _bytes_of(choice, ask.provenance, Path(folder))
+            size = _bytes_of(choice, ask.provenance)
             if size <= target:
                 break
             assert choice.allocation is not None
@@ -185,11 +185,9 @@ def _relaxed(wishes: Wishes, error: Infeasible) -> Wishes:
     return replace(wishes, max_latency=Limit(nearest, relative=False))
 
 
-def _bytes_of(choice: Choice, provenance: Mapping[str, str], folder: Path) -> int:
+def _bytes_of(choice: Choice, provenance: Mapping[str, str]) -> int:
     """Size of the file that a choice comes to."""
-    path = folder / "trial.onnx"
-    graph.save(emit(choice.found.model, choice.plan, provenance, packed=True), path)
-    return graph.disk_bytes(path)
+    return written_bytes(emit(choice.found.model, choice.plan, provenance, packed=True))
 
 
 def describe(choice: Choice) -> Sequence[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from onnxq.calibrate import LabelledDataset, Preprocess
 from onnxq.emit import emit
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
+from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
 from onnxq.pipeline.details import details
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
-from onnxq.pipeline.tuning import Workplace, require_learning, tune
+from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
 from onnxq.pipeline.verify import verify
 from onnxq.plan import Placement, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
@@ -62,6 +64,7 @@ class QuantizedModel:
         blocks: What learning did to each block.
         missed: Why the budgets are not met; "" where they are.
         details: Every layer measured, for the report; None where that was not asked for.
+        progress: Folder that holds what this run learned block by block; None where it kept none.
     """
 
     model: Model
@@ -75,6 +78,7 @@ class QuantizedModel:
     blocks: tuple[BlockResult, ...] = ()
     missed: str = ""
     details: Details | None = None
+    progress: Path | None = None
 
     @property
     def simulated(self) -> bool:
@@ -167,10 +171,17 @@ class Work:
     settings: Recipe
     log: Log
 
-    @property
+    @cached_property
     def provenance(self) -> dict[str, str]:
         """What the file says about itself."""
-        return _provenance(self.path, self.settings, self.rows.provenance)
+        return {
+            "onnxq.version": __version__,
+            "onnxq.recipe": json.dumps(asdict(self.settings), sort_keys=True),
+            "onnxq.source": self.path.name,
+            "onnxq.source_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "onnxq.data": json.dumps(self.rows.provenance, sort_keys=True, default=str),
+            "onnxq.runtime": runtime.version(),
+        }
 
 
 @dataclass(frozen=True)
@@ -222,8 +233,9 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         verdict=verdict,
         learned=tuned.layers,
         blocks=outcome.blocks,
-        missed=missed or _too_slow(settings, verdict),
+        missed=missed or _too_large(work, quantized) or _too_slow(settings, verdict),
         details=found,
+        progress=place.progress if keeps_progress(settings) else None,
     )
 
 
@@ -247,6 +259,15 @@ def _emitted(work: Work, tuned: Tuned) -> Model:
     work.log.stage("Writing the quantized graph")
     packed = work.settings.packed and any(grid.bits < 7 for grid in tuned.plan.weights.values())
     return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed)
+
+
+def _too_large(work: Work, quantized: Model) -> str:
+    """Why the file is larger than asked for; "" where it is not."""
+    limit = work.settings.wishes.max_size
+    if limit is None:
+        return ""
+    most, found = limit.of(graph.disk_bytes(work.path)), written_bytes(quantized)
+    return "" if found <= most else f"the size {work.settings.max_size} is not met: the file has {found} bytes."
 
 
 def _too_slow(settings: Recipe, verdict: Verdict | None) -> str:
@@ -274,14 +295,3 @@ def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, 
 def _require_layers(model: Model, path: Path) -> None:
     if not any(graph.nodes(model, *graph.LAYER_OPS)):
         raise UnsupportedError(f"{path.name} has no Conv, Gemm or MatMul: there is nothing to quantize.")
-
-
-def _provenance(path: Path, settings: Recipe, data: Mapping[str, object]) -> dict[str, str]:
-    return {
-        "onnxq.version": __version__,
-        "onnxq.recipe": json.dumps(asdict(settings), sort_keys=True),
-        "onnxq.source": path.name,
-        "onnxq.source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "onnxq.data": json.dumps(data, sort_keys=True, default=str),
-        "onnxq.runtime": runtime.version(),
-    }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from onnxq import graph
 from onnxq.emit import emit
+from onnxq.errors import UsageError
 from onnxq.graph import Model
 from onnxq.pipeline.checkpoint import Checkpoint, Progress, key_of
 from onnxq.pipeline.prepare import rows_are_free
@@ -25,7 +26,7 @@ from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned
 
 MOMENT_ROWS, MOMENT_BATCH = 128, 8
 """Most calibration rows that moments are measured on; more change little."""
-LEARN_ROWS, LEARN_BATCH, LEAST_BATCH = 1024, 32, 8
+LEARN_ROWS, LEARN_BATCH, LEAST_BATCH = 2048, 32, 8
 LEARN_ELEMENTS = 1 << 20
 """Input elements of a batch above which it has fewer rows: a step on 32 images of 224 x 224 takes seconds."""
 JUDGING_BATCHES = 8
@@ -63,8 +64,20 @@ class Outcome:
     blocks: tuple[BlockResult, ...] = ()
 
 
+def keeps_progress(settings: Recipe) -> bool:
+    """Whether a recipe learns block after block, so that a folder can keep what it has found."""
+    return settings.reconstruction != "none" and settings.unit != "parallel"
+
+
 def require_learning(settings: Recipe, place: Workplace) -> str:
-    """The device to learn on; checked before any work is done. "" where nothing is learned with gradients."""
+    """The device to learn on; checked before any work is done. "" where nothing is learned with gradients.
+
+    Raises:
+        UsageError: There is no such device, or nothing that could be resumed.
+        EnvironmentFault: PyTorch or the device is missing.
+    """
+    if place.resume and not keeps_progress(settings):
+        raise UsageError("there is nothing to resume: only a reconstruction by block or layer keeps its progress.")
     if settings.reconstruction == "none" and not settings.bias_tuning:
         return ""
     require_torch("learning")

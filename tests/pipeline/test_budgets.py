@@ -83,3 +83,8 @@ def test_a_drop_alone_leaves_eight_bits_where_they_keep_it():
 def test_bits_beside_a_budget_that_decides_them_are_refused():
     with pytest.raises(UsageError, match="--max-size decides the bits of every layer: leave --weight-bits out"):
         quantized(max_size="0.2x", weight_bits=4)
+
+
+def test_a_file_that_tuning_made_too_large_is_said(monkeypatch):
+    monkeypatch.setattr(budgeting, "_bytes_of", lambda *_: 0)  # the trial finds it small enough
+    assert "the size 0.17x is not met" in quantized(max_size="0.17x", check=False).missed
