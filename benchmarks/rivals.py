@@ -7,6 +7,7 @@ onnxruntime's own quantizers run through this file as a script, so that their ti
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -95,14 +96,15 @@ def ort_dynamic(model: Path, out: Path) -> None:
 
 
 def prepare(model: Path, prepared: Path) -> None:
-    """quant_pre_process; without its symbolic shape inference where that fails."""
+    """quant_pre_process; without its symbolic shape inference where that fails. It leaves files where it runs."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    try:
-        quant_pre_process(str(model), str(prepared))
-    except Exception as error:
-        print(f"symbolic shape inference left out: {error}", file=sys.stderr)
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    with contextlib.chdir(prepared.parent):
+        try:
+            quant_pre_process(str(model), str(prepared))
+        except Exception as error:
+            print(f"symbolic shape inference left out: {error}", file=sys.stderr)
+            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
 
 
 def main() -> None:
