@@ -26,7 +26,7 @@ def files(folder, bits, opset=17):
     placement = place(made)
     ranges = {name: Range(-3.0, 3.0, "given") for name in placement.tensors}
     plan = make_plan(made, placement, ranges, Precision(weight_bits=bits))
-    codes = np.random.default_rng(0).integers(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1), SHAPES["v"]).astype(np.int8)
+    codes = np.random.default_rng(0).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), SHAPES["v"]).astype(np.int8)
     paths = [folder / f"{name}.onnx" for name in ("float", "plain", "packed")]
     learned = {"two": LearnedLayer(codes)}
     emitted = [emit(made, plan, learned=learned, packed=packed) for packed in (False, True)]
@@ -84,7 +84,7 @@ def test_the_document_and_the_table_show_them(tmp_path, capsys):
     two = document["layers"][1]
     assert two["weight_bits"] == 3
     assert two["packed"] is True
-    assert two["codes"] == {str(code): int((codes == code).sum()) for code in range(-3, 4)}
+    assert two["codes"] == {str(code): int((codes == code).sum()) for code in range(-4, 4)}
     found = onnxq.inspect(packed)
     assert document["layer_weights"] == {
         "elements": found.layer_weights,
@@ -93,7 +93,7 @@ def test_the_document_and_the_table_show_them(tmp_path, capsys):
     }
     assert run(["inspect", str(packed)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "7 of 8" in shown
+    assert "-4 .. 3" in shown
     assert "packed" in shown
     assert f"4 layers: {found.layer_weights} weights of {found.average_bits:.2f} bits" in shown
 

@@ -110,10 +110,7 @@ def _dangerous(layer: Layer, weights: WeightGrid) -> _Pairs:
 
 def _matrix(layer: Layer, weights: WeightGrid) -> Codes:
     """Weight codes [groups, reduction, outputs], the reduction in the kernel's order; empty where none saturates."""
-    steps = np.asarray(weights.scales, np.float32)
-    if weights.axis is None:
-        steps = steps.reshape(())
-    codes = quantize(layer.weight, steps, np.int32(0), Grid(weights.bits), weights.axis)
+    codes = weights.codes(layer.weight).astype(np.int32)
     if layer.node.op_type != "Conv":
         return (codes if layer.axis == 1 else codes.T)[None]
     groups = _groups(layer)

@@ -8,6 +8,9 @@ digits in base 3, 1.6 bits each. 3, 5 and 6 bits are the sum of two planes of th
 
     code = (upper digit * f - 2^(bits - 1)) + lower digit,        lower digit in 0 .. f - 1
 
+Where a channel's codes begin somewhere else, they are stored as their distance from the middle of their range, and an
+Add puts it back.
+
 All of these nodes read constants, so onnxruntime folds them and fuses the int8 codes into the same integer kernels. The
 operators exist from opset 13 on (the sum of int8 planes from 14 on): the file needs no newer runtime. Where the model's
 opset has INT4 (21), 4-bit codes are such a tensor behind a Cast, which unpacks faster and in less memory. 7 and 8 bits
@@ -25,6 +28,8 @@ import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.graph import Model, Node, Value
+
+Codes = npt.NDArray[np.int8]
 
 INT4_OPSET = 21
 SUM_OPSET = 14
@@ -99,10 +104,16 @@ FORMS = (
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` codes of a symmetric grid of 2 to 8 bits, without the nodes that unpack them."""
-    highest = 2 ** (bits - 1) - 1
-    form = next((form for form in FORMS if highest <= form.highest), None)
-    return count if form is None else form.nbytes(count)
+    """Bytes of `count` codes of a grid of 2 to 8 bits, without the nodes that unpack them."""
+    index = _narrowest(np.asarray([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]))
+    return count if index == len(FORMS) else FORMS[index].nbytes(count)
+
+
+def _narrowest(codes: npt.NDArray[np.signedinteger]) -> int:
+    """Index of the first form that takes all `codes`; one behind the last where none does."""
+    low, high = codes.min(), codes.max()
+    fits = (index for index, form in enumerate(FORMS) if form.lowest <= low and high <= form.highest)
+    return next(fits, len(FORMS))
 
 
 class Packer:
@@ -111,17 +122,26 @@ class Packer:
     Args:
         model: Edited in place.
         codes: All weights to come, int8 of any shape, by the names that the stored codes shall have.
+        middles: What is subtracted from the codes of some of them before they are stored, to be broadcast against them.
     """
 
-    def __init__(self, model: Model, codes: Mapping[str, npt.NDArray[np.int8]]) -> None:
+    def __init__(self, model: Model, codes: Mapping[str, Codes], middles: Mapping[str, npt.NDArray[np.int32]]) -> None:
         self._model = model
         self._shared: dict[tuple[Any, ...], Value] = {}
         self._native = graph.opset(model) >= INT4_OPSET
-        self._forms = self._smallest(codes, FORMS)
-        if any(len(form.planes) > 1 for form in self._forms.values()) and not graph.raise_opset(model, SUM_OPSET):
+        self._middles = {
+            name: middle.astype(np.int8)
+            for name, middle in middles.items()
+            if _narrowest(codes[name] - middle) < _narrowest(codes[name])
+        }
+        moved = {name: (array - self._middles.get(name, 0)).astype(np.int8) for name, array in codes.items()}
+        self._forms = self._smallest(moved, FORMS)
+        sums = any(len(form.planes) > 1 or name in self._middles for name, form in self._forms.items())
+        if sums and not graph.raise_opset(model, SUM_OPSET):
+            self._middles = {}
             self._forms = self._smallest(codes, [form for form in FORMS if len(form.planes) == 1])
 
-    def store(self, name: str, codes: npt.NDArray[np.int8], before: Node) -> Value:
+    def store(self, name: str, codes: Codes, before: Node) -> Value:
         """Add one of the weights, packed where that saves bytes.
 
         Args:
@@ -132,9 +152,17 @@ class Packer:
         Returns:
             The int8 codes: an initializer, or the output of the last node.
         """
-        form = self._forms.get(name)
+        form, middle = self._forms.get(name), self._middles.get(name)
         if form is None:
             return graph.add_constant(self._model, name, codes)
+        if middle is None:
+            return self._unpacked(name, form, codes, before)
+        moved = self._unpacked(f"{name}_moved", form, codes - middle, before)
+        back = graph.add_constant(self._model, f"{name}_middle", middle)
+        return graph.add_node(self._model, "Add", [moved, back], name, before=before)
+
+    def _unpacked(self, name: str, form: Form, codes: Codes, before: Node) -> Value:
+        """Store the codes and add the nodes that unpack them."""
         if self._cast(form):
             stored = graph.add_packed(self._model, f"{name}_packed", codes)
             return graph.add_node(self._model, "Cast", [stored], name, before=before, attributes={"to": graph.INT8})
@@ -147,14 +175,14 @@ class Packer:
         """int8 zeros, the zero points of weights."""
         return self._constant(("zeros", shape), "packing.zeros", np.zeros(shape, np.int8))
 
-    def _smallest(self, codes: Mapping[str, npt.NDArray[np.int8]], forms: Sequence[Form]) -> dict[str, Form]:
+    def _smallest(self, codes: Mapping[str, Codes], forms: Sequence[Form]) -> dict[str, Form]:
         """The forms of the weights that make the file smallest, tables included; int8 weights have none."""
         fitting = {
             name: [form for form in forms if form.lowest <= array.min() and array.max() <= form.highest]
             for name, array in codes.items()
         }
         saved = {
-            (name, form): codes[name].nbytes - form.nbytes(codes[name].size) - self._nodes(codes[name].size, form)
+            (name, form): codes[name].nbytes - form.nbytes(codes[name].size) - self._nodes(name, codes[name].size, form)
             for name, fits in fitting.items()
             for form in fits
         }
@@ -176,10 +204,11 @@ class Packer:
         """Whether an INT4 tensor and a Cast do what the form's table does."""
         return self._native and form.highest == 7
 
-    def _nodes(self, size: int, form: Form) -> int:
+    def _nodes(self, name: str, size: int, form: Form) -> int:
         """Bytes of the nodes that unpack a weight of `size` codes."""
         count = 2 * len(form.planes) + (len(form.planes) > 1) + (3 if size % form.group else 1)
-        return NODE_BYTES * (1 if self._cast(form) else count)
+        middle = self._middles.get(name)
+        return NODE_BYTES * (1 if self._cast(form) else count) + (0 if middle is None else 2 * NODE_BYTES + middle.size)
 
     def _tables(self, form: Form) -> int:
         """Bytes of the form's tables."""
@@ -187,7 +216,7 @@ class Packer:
             0 if self._cast(form) else sum(NODE_BYTES + plane.base**plane.count * plane.count for plane in form.planes)
         )
 
-    def _planes(self, name: str, form: Form, codes: npt.NDArray[np.int8], before: Node) -> list[Value]:
+    def _planes(self, name: str, form: Form, codes: Codes, before: Node) -> list[Value]:
         """The planes' contributions, each of shape [groups, ..., codes of an upper byte]."""
         offsets = (codes.reshape(-1).astype(np.int16) - form.lowest).astype(np.uint8)
         offsets = np.pad(offsets, (0, -offsets.size % form.group))
@@ -212,7 +241,7 @@ class Packer:
             table = table.reshape(len(table), -1, upper.count)
         return self._constant(("table", form, plane), "packing.table", table)
 
-    def _shaped(self, name: str, planes: Value, codes: npt.NDArray[np.int8], form: Form, before: Node) -> Value:
+    def _shaped(self, name: str, planes: Value, codes: Codes, form: Form, before: Node) -> Value:
         """The codes in the weight's shape, without those that filled the last byte up."""
         if codes.size % form.group:
             flat = graph.add_node(self._model, "Reshape", [planes, self._numbers(-1)], f"{name}_flat", before=before)

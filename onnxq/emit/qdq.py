@@ -59,7 +59,7 @@ def emit(
     _require(plan, nodes, values)
     layers = {name: _layer(nodes[name]) for name in plan.weights}
     codes = {name: _codes(layer, plan.weights[name], learned.get(name)) for name, layer in layers.items()}
-    packer = Packer(quantized, {f"{name}.weight_q": array for name, array in codes.items()}) if packed else None
+    packer = _packer(quantized, plan, codes) if packed else None
     for name, layer in layers.items():
         _emit_weight(quantized, layer, plan.weights[name], codes[name], packer)
         _emit_bias(quantized, layer, plan.weights[name], _input_grid(plan, layer).scale, learned.get(name))
@@ -86,6 +86,12 @@ def emit(
     quantized.producer_name = "onnxq"
     quantized.metadata_props.update(metadata or {})
     return quantized
+
+
+def _packer(model: Model, plan: QuantPlan, codes: Mapping[str, npt.NDArray[np.int8]]) -> Packer:
+    grids = {f"{name}.weight_q": plan.weights[name] for name in codes}
+    stored = {f"{name}.weight_q": array for name, array in codes.items()}
+    return Packer(model, stored, {name: grid.along(grid.middles(), stored[name].ndim) for name, grid in grids.items()})
 
 
 def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Value]) -> None:
@@ -166,7 +172,7 @@ def _steps(weights: WeightGrid) -> npt.NDArray[np.float32]:
 
 def weight_codes(layer: Layer, weights: WeightGrid) -> npt.NDArray[np.int8]:
     """The layer's weights rounded to the nearest codes of their grid."""
-    return quantize(layer.weight, _steps(weights), np.int32(0), Grid(weights.bits), weights.axis).astype(np.int8)
+    return weights.codes(layer.weight)
 
 
 def _bias_index(layer: Layer) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +95,7 @@ def _layer(node: Node, stored: Value, array: Array) -> LayerInfo:
         op_type=node.op_type,
         weight_shape=tuple(array.shape),
         weight_dtype=(narrow or ["uint8"])[0] if packed else str(array.dtype),
-        weight_bits=8 * array.itemsize if codes is None else _bits(codes, array.dtype.kind == "u"),
+        weight_bits=8 * array.itemsize if codes is None else _bits(array, dequantize),
         weight_bytes=sum(value.const_value.nbytes for value in own if value.const_value is not None),
         packed=packed,
         codes=codes,
@@ -114,10 +113,14 @@ def _codes(array: Array) -> dict[int, int]:
     return dict(zip(codes.tolist(), counts.tolist(), strict=True))
 
 
-def _bits(codes: Iterable[int], unsigned: bool) -> int:
-    """The width of the narrowest integers that hold all `codes`."""
-    low, high = min(codes), max(codes)
-    return max(high.bit_length(), 1) if unsigned else max(high, -low - 1).bit_length() + 1
+def _bits(codes: Array, dequantize: Node | None) -> int:
+    """The width of the narrowest integers that hold the codes of every channel, wherever they begin."""
+    axis = dequantize.attributes.get_int("axis", 1) if dequantize is not None else 0
+    steps = graph.constant(dequantize.inputs[1]) if dequantize is not None else None
+    rows = codes.reshape(1, -1) if steps is None or steps.ndim == 0 else np.moveaxis(codes, axis, 0)
+    rows = rows.reshape(len(rows), -1).astype(np.int32)
+    spread = int((rows.max(axis=1) - rows.min(axis=1)).max()) if rows.size else 0
+    return max(spread.bit_length(), 1)
 
 
 def _grid(node: Node | None) -> tuple[str, float | None, int | None]:

@@ -19,7 +19,7 @@ from onnxq import bench, graph
 from onnxq.calibrate.observe import count_rows
 from onnxq.emit import weight_codes
 from onnxq.graph import Layer, Model, Node
-from onnxq.grid import Grid, dequantize, fake_quantize
+from onnxq.grid import Grid, fake_quantize
 from onnxq.pipeline.planning import some_rows
 from onnxq.pipeline.prepare import Prepared
 from onnxq.plan import find_blocks
@@ -230,15 +230,15 @@ def weight_detail(layer: Layer, grid: WeightGrid | None, learned: LearnedLayer |
     spread = float(bounds[widest]) / middle if middle else (math.inf if bounds[widest] else 1.0)
     if grid is None:
         return WeightDetail(_bars(weight, float(weight.min()), float(weight.max())), None, None, None, widest, spread)
-    end = max(grid.scales) * Grid(grid.bits).qmax
+    steps = np.asarray(grid.scales, np.float32)
+    low, high = float((steps * grid.ends()[0]).min()), float((steps * grid.ends()[1]).max())
     codes = weight_codes(layer, grid) if learned is None else learned.codes
-    steps = np.asarray(grid.scales, np.float32) if grid.axis is not None else np.float32(grid.scales[0])
-    noise = np.square(dequantize(codes, steps, 0, grid.axis) - weight, dtype=np.float64).sum()
+    noise = np.square(grid.along(steps, codes.ndim) * codes - weight, dtype=np.float64).sum()
     power = float(np.square(weight, dtype=np.float64).sum())
     return WeightDetail(
-        values=_bars(weight, min(float(weight.min()), -end), max(float(weight.max()), end)),
-        codes=_code_bars(codes, grid.bits),
-        clip=(-end, end),
+        values=_bars(weight, min(float(weight.min()), low), max(float(weight.max()), high)),
+        codes=_code_bars(codes - grid.along(grid.middles(), codes.ndim), grid.bits),
+        clip=(low, high),
         sqnr_db=_decibels(float(noise) / power) if power else None,
         widest=widest,
         spread=spread,

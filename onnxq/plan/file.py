@@ -136,12 +136,17 @@ def _grid(value: Mapping[str, Any], where: str) -> TensorGrid:
 
 def _weight(value: Mapping[str, Any], where: str) -> WeightGrid:
     _known(value, WeightGrid, where)
-    grid = WeightGrid(tuple(float(step) for step in value["scales"]), value["axis"], value["bits"])
+    scales = tuple(float(step) for step in value["scales"])
+    grid = WeightGrid(scales, value["axis"], value["bits"], tuple(value.get("lowest", ())))
     if not grid.scales or min(grid.scales) <= 0 or not np.isfinite(grid.scales).all():
         raise InputError(f"{where}: scales must be positive numbers.")
     if grid.axis is not None and type(grid.axis) is not int:
         raise InputError(f"{where}: the axis must be an integer or null, not {grid.axis!r}.")
-    _bits(grid.bits, where)
+    last = (1 << _bits(grid.bits, where)) - 1
+    if grid.lowest and (grid.bits == 8 or len(grid.lowest) != len(grid.scales)):
+        raise InputError(f"{where}: lowest codes must be as many as scales, and are for up to 7 bits.")
+    if not all(type(code) is int and -last <= code <= 0 for code in grid.lowest):
+        raise InputError(f"{where}: lowest codes must be integers from {-last} to 0.")
     return grid
 
 

@@ -8,18 +8,18 @@ the runtime drop the activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import numpy as np
 
 from onnxq import graph
-from onnxq.graph import Layer, Model
+from onnxq.graph import Model
 from onnxq.grid import Grid
 from onnxq.plan.placement import Placement
 from onnxq.plan.units import Unit
-from onnxq.plan.weights import absmax, least_squares, room_for_bias
+from onnxq.plan.weights import weight_grid
 from onnxq.types import QuantPlan, TensorGrid, WeightGrid
 from onnxq.types.mixed import Bits
 
@@ -181,17 +181,8 @@ def _weights(
             found[unit.name] = old
             continue
         axis = layer.axis if precision.per_channel else None
-        found[unit.name] = WeightGrid(_steps(layer, Grid(bits), axis, tensors[data].scale), axis, bits)
+        found[unit.name] = weight_grid(layer.weight, layer.bias, bits, axis, tensors[data].scale)
     return found
-
-
-def _steps(layer: Layer, grid: Grid, axis: int | None, input_scale: float) -> tuple[float, ...]:
-    rule: Callable[..., np.ndarray] = absmax if grid.bits >= 7 else least_squares
-    steps = rule(layer.weight, grid, axis)
-    bias = layer.bias
-    if bias is not None and axis is None:
-        bias = np.abs(bias).max(keepdims=True)
-    return tuple(float(step) for step in room_for_bias(steps, bias, input_scale))
 
 
 def _constants(placement: Placement) -> dict[str, TensorGrid]:

@@ -1,8 +1,9 @@
-"""Scales of weights: symmetric, one per output channel.
+"""Scales of weights: one per output channel.
 
 `absmax` is what everybody does: s = max|w| / qmax. `least_squares` searches the clipping that minimises the squared
 rounding error of each channel; at 8 bits the two nearly agree, below they do not (METHOD: OMSE, Choukroun et al.,
-"Low-bit Quantization of Neural Networks for Efficient Inference", arXiv 1902.06822).
+"Low-bit Quantization of Neural Networks for Efficient Inference", arXiv 1902.06822). `offset_least_squares` also
+searches where each channel's codes begin: few codes are too dear to be spent on a side where there are no weights.
 """
 
 from __future__ import annotations
@@ -11,11 +12,33 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.grid import SMALLEST_SCALE, Grid
+from onnxq.types import WeightGrid
 
 Floats = npt.NDArray[np.float32]
 
 LOWEST_SHARE = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.6}
 """Bits -> the strongest clipping worth a try: long channels with heavy tails want about that."""
+
+
+def weight_grid(weight: Floats, bias: Floats | None, bits: int, axis: int | None, input_scale: float) -> WeightGrid:
+    """The grid of a weight: symmetric at 7 and 8 bits; with fewer, its codes begin where the weights do.
+
+    Args:
+        weight: Float weight of any rank.
+        bias: Its int32 codes will have the scale input_scale * step.
+        bits: 2 to 8.
+        axis: The kept axis; None for one step for the whole tensor.
+        input_scale: Step of the layer's input.
+    """
+    if bias is not None and axis is None:
+        bias = np.abs(bias).max(keepdims=True)
+    lowest: tuple[int, ...] = ()
+    if bits >= 7:
+        steps = absmax(weight, Grid(bits), axis)
+    else:
+        steps, starts = offset_least_squares(weight, bits, axis)
+        lowest = tuple(map(int, starts))
+    return WeightGrid(tuple(map(float, room_for_bias(steps, bias, input_scale))), axis, bits, lowest)
 
 
 def absmax(weight: Floats, grid: Grid, axis: int | None) -> Floats:
@@ -39,14 +62,45 @@ def least_squares(weight: Floats, grid: Grid, axis: int | None, *, tries: int = 
     rows = _rows(weight, axis)
     widest = absmax(weight, grid, axis)
     best = widest.copy()
-    least = _error(rows, best, grid)
+    least = _error(rows, best, grid.qmin, grid.qmax)
     lowest = LOWEST_SHARE.get(grid.bits, 0.8)
     for share in np.linspace(lowest, 1.0, tries, endpoint=False, dtype=np.float32):
         steps = widest * share
-        error = _error(rows, steps, grid)
+        error = _error(rows, steps, grid.qmin, grid.qmax)
         better = error < least
         best[better], least[better] = steps[better], error[better]
     return best
+
+
+def offset_least_squares(
+    weight: Floats, bits: int, axis: int | None, *, tries: int = 25
+) -> tuple[Floats, npt.NDArray[np.int32]]:
+    """Steps, and lowest codes of 2^bits consecutive ones, with the smallest squared error among `tries` clippings.
+
+    Args:
+        weight: Float weight of any rank.
+        bits: 2 to 7.
+        axis: The kept axis; None for one step for the whole tensor.
+        tries: Number of clippings.
+
+    Returns:
+        Positive steps and the lowest codes, -(2^bits - 1) to 0, each of shape [channels] or [1].
+    """
+    rows, last = _rows(weight, axis), (1 << bits) - 1
+    low, high, mean = rows.min(axis=1), rows.max(axis=1), rows.mean(axis=1)
+    widest = _positive((np.maximum(high, 0) - np.minimum(low, 0)) / last, Grid(bits))
+    best, first = widest.copy(), np.zeros(len(rows), np.int32)
+    least = np.full(len(rows), np.inf)
+    for share in np.linspace(LOWEST_SHARE.get(bits, 0.8), 1.0, tries, dtype=np.float32):
+        steps = widest * share
+        middle = np.rint((low + high) / (2 * steps) - last / 2)
+        bulk = np.rint(mean / steps - last / 2)
+        for start in (middle, bulk - 1, bulk, bulk + 1):
+            lowest = np.clip(start, -last, 0)
+            error = _error(rows, steps, lowest[:, None], lowest[:, None] + last)
+            better = error < least
+            best[better], first[better], least[better] = steps[better], lowest[better], error[better]
+    return best, first
 
 
 def room_for_bias(steps: Floats, bias: Floats | None, input_scale: float) -> Floats:
@@ -63,9 +117,9 @@ def _rows(weight: Floats, axis: int | None) -> Floats:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
-def _error(rows: Floats, steps: Floats, grid: Grid) -> npt.NDArray[np.float64]:
+def _error(rows: Floats, steps: Floats, lowest: npt.ArrayLike, highest: npt.ArrayLike) -> npt.NDArray[np.float64]:
     column = steps[:, None]
-    rounded = np.clip(np.rint(rows / column), grid.qmin, grid.qmax) * column
+    rounded = np.clip(np.rint(rows / column), lowest, highest).astype(np.float32) * column
     error: npt.NDArray[np.float64] = np.square(rows - rounded).sum(axis=1, dtype=np.float64)
     return error
 

@@ -194,7 +194,7 @@ def _layer_table(found: Inspection) -> Table:
             layer.op_type,
             "x".join(map(str, layer.weight_shape)),
             str(layer.weight_bits),
-            "-" if layer.codes is None else f"{len(layer.codes)} of {2**layer.weight_bits}",
+            "-" if layer.codes is None else f"{min(layer.codes)} .. {max(layer.codes)}",
             str(layer.weight_bytes),
             f"packed {stored}" if layer.packed else stored,
             layer.input_dtype,

@@ -75,10 +75,8 @@ class FreeWeight(WeightQuantizer):
 
     def soft_codes(self) -> Tensor:
         """(W + V) / s, clipped to the grid and rounded."""
-        inside = torch.clamp(
-            (self.units + self.moved) / self._along(torch.exp(self.log_steps)), self.codes.qmin, self.codes.qmax
-        )
-        return round_through(inside)
+        moved = (self.units + self.moved) / self._along(torch.exp(self.log_steps))
+        return round_through(self.inside(moved))
 
     def hard_codes(self) -> Tensor:
         """The same without a gradient."""

@@ -110,11 +110,11 @@ class Rounding(WeightQuantizer):
 
     def soft_codes(self) -> Tensor:
         """The sum floor + h, inside the grid."""
-        return torch.clamp(self.floor + self.rounding(), self.codes.qmin, self.codes.qmax)
+        return self.inside(self.floor + self.rounding())
 
     def hard_codes(self) -> Tensor:
         """floor, or one more where h is at least a half."""
-        return torch.clamp(self.floor + (self.alpha >= 0), self.codes.qmin, self.codes.qmax)
+        return self.inside(self.floor + (self.alpha >= 0))
 
     def penalty(self, progress: float) -> Tensor | None:
         """The mean of 1 - |2 h - 1|^beta over the weights, times the pull."""

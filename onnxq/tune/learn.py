@@ -205,11 +205,10 @@ def _order(batches: Sequence[int], count: int, seed: int) -> Iterator[int]:
 
 def _groups(block: SoftBlock, rates: Rates) -> list[dict[str, object]]:
     codes: list[Tensor] = []
-    steps: list[Tensor] = []
+    steps = [weight.log_steps for weight in block.quantizers() if weight.log_steps.requires_grad]
     for quantizer in block.quantizers():
-        for name, parameter in quantizer.named_parameters():
-            if parameter.requires_grad:
-                (steps if name == "log_steps" else codes).append(parameter)
+        named = quantizer.named_parameters()
+        codes += [one for name, one in named if one.requires_grad and name != "log_steps"]
     grids = [grid.log_step for grid in block.activations() if grid.log_step.requires_grad]
     shifts = [grid.shift for grid in block.activations() if grid.shift.requires_grad]
     borders = [grid.border.terms for grid in block.activations() if grid.border is not None]

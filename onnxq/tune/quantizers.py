@@ -182,6 +182,8 @@ class WeightQuantizer(torch.nn.Module):
 
     Attributes:
         log_steps: d of s = s0 * exp(d), one per step.
+        lowest: The lowest codes, to be broadcast against the weight.
+        highest: The highest codes.
         steady: The learning rate of what decides the codes stays as it is, and does not fall to zero.
     """
 
@@ -190,16 +192,19 @@ class WeightQuantizer(torch.nn.Module):
     def __init__(self, weight: npt.NDArray[np.float32], grid: WeightGrid, *, learn_steps: bool) -> None:
         super().__init__()
         self.grid = grid
-        self.codes = Grid(grid.bits)
         self._shape = [1] * weight.ndim
         if grid.axis is not None:
             self._shape[grid.axis] = -1
+        for name, ends in zip(("lowest", "highest"), grid.ends(), strict=True):
+            self.register_buffer(name, self._along(torch.from_numpy(ends.astype(np.float32))), persistent=False)
         self.register_buffer("steps", torch.tensor(grid.scales, dtype=torch.float32), persistent=False)
         self.log_steps = torch.nn.Parameter(torch.zeros(len(grid.scales)), requires_grad=learn_steps)
         self.register_buffer("units", torch.from_numpy(weight.copy()) / self._along(self.steps), persistent=False)
 
     steps: Tensor
     units: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def _along(self, steps: Tensor) -> Tensor:
         return steps.reshape(self._shape)
@@ -207,6 +212,10 @@ class WeightQuantizer(torch.nn.Module):
     def learned_steps(self) -> Tensor:
         """The steps as they are now, one per channel or a single one."""
         return self.steps * torch.exp(self.log_steps)
+
+    def inside(self, codes: Tensor) -> Tensor:
+        """`codes` cut off at the ends of the grid."""
+        return torch.clamp(codes, self.lowest, self.highest)
 
     def soft_codes(self) -> Tensor:
         """Codes with a gradient, possibly between two integers."""

@@ -118,5 +118,6 @@ def spread_steps(job: Job, tuned: Tuned) -> Tuned:
     for name in job.block.layers:
         layer = graph.layer_of(nodes[name]) if name in weights else ""
         if isinstance(layer, Layer) and weights[name].axis is None and layer.node.op_type != "ConvTranspose":
-            weights[name] = replace(weights[name], scales=weights[name].scales * layer.channels, axis=layer.axis)
+            grid, count = weights[name], layer.channels
+            weights[name] = WeightGrid(grid.scales * count, layer.axis, grid.bits, grid.lowest * count)
     return replace(tuned, plan=replace(tuned.plan, weights=weights))

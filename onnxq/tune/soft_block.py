@@ -171,7 +171,7 @@ def _largest_product(data: TensorGrid, weight: WeightGrid) -> float:
     """The largest magnitude of an input times that of a weight."""
     codes = Grid(data.bits, data.signed, symmetric=False)
     reach = data.scale * max(data.zero_point - codes.qmin, codes.qmax - data.zero_point)
-    return reach * float(np.mean(weight.scales)) * Grid(weight.bits).qmax
+    return reach * float(np.mean(weight.scales)) * float(np.mean(weight.ends()[1]))
 
 
 def _roomy(grid: WeightGrid, bias: np.ndarray | None, scale: float) -> WeightGrid:

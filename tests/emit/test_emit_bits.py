@@ -8,7 +8,7 @@ from helpers import model, run, weights
 from onnxq import graph
 from onnxq.grid import Grid, quantize
 from onnxq.plan import Precision
-from onnxq.plan.weights import absmax, least_squares
+from onnxq.plan.weights import absmax, offset_least_squares
 
 TEXT = """g (float[2,3,8,8] x, float[6,3,3,3] w, float[6] b, float[6,6,3,3] v, float[6,6,1,1] u) => (float[2,6,2,2] y) {
     [one] h = Conv(x, w, b)
@@ -61,10 +61,13 @@ def test_weights_take_few_codes(bits, per_channel):
     _, emitted = quantized(m, FEEDS, Precision(weight_bits=bits, first_last=8, per_channel=per_channel))
     axis = 0 if per_channel else None
     for name, key, width in (("one", "w", 8), ("two", "v", bits), ("three", "u", 8)):
-        steps = (absmax if width >= 7 else least_squares)(CONSTANTS[key], Grid(width), axis)
         top = 2 ** (width - 1) - 1
-        shaped = steps.reshape(-1, 1, 1, 1)
-        expected = np.clip(np.rint(CONSTANTS[key] / shaped), -top, top)
+        steps, low, high = absmax(CONSTANTS[key], Grid(width), axis), np.int32(-top), np.int32(top)
+        if width < 7:
+            steps, low = offset_least_squares(CONSTANTS[key], width, axis)
+            high = low + 2**width - 1
+        shaped, low, high = (values.reshape(-1, 1, 1, 1) for values in (steps, low, high))
+        expected = np.clip(np.rint(CONSTANTS[key] / shaped), low, high)
         codes = stored(emitted, f"{name}.weight_q")
         assert codes.dtype == np.int8
         np.testing.assert_array_equal(codes, expected)

@@ -90,7 +90,7 @@ def test_outputs_and_kernels_are_those_of_the_plain_file(op, bits, inputs, outpu
 
 
 @pytest.mark.parametrize("opset", [13, 21, 25])
-@pytest.mark.parametrize(("bits", "share"), [(2, 1.6), (3, 3), (4, 4), (5, 5), (6, 6), (7, 8), (8, 8)])
+@pytest.mark.parametrize(("bits", "share"), [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 8), (8, 8)])
 def test_a_large_weight_takes_the_bits_that_its_codes_have(bits, share, opset):
     made, feeds = layer("Conv", 60, 120, opset)
     plan, plain, packed = both(made, feeds, Precision(weight_bits=bits, first_last=bits))
@@ -99,9 +99,9 @@ def test_a_large_weight_takes_the_bits_that_its_codes_have(bits, share, opset):
     assert stored == pytest.approx(count * share / 8, abs=1)
     scales = sum(value.const_value.nbytes for value in plain.graph.initializers.values()) - count
     total = sum(value.const_value.nbytes for value in packed.graph.initializers.values())
-    assert stored + scales <= total <= stored + scales + 3200  # the tables
+    assert stored + scales <= total <= stored + scales + 3400  # the tables, and where each channel's codes begin
     assert_identical(plain, packed, feeds)
-    assert graph.opset(packed) == (14 if opset == 13 and bits in (3, 5, 6) else opset)
+    assert graph.opset(packed) == (14 if opset == 13 and bits < 7 else opset)
     if bits == 4:
         assert held(packed) == ("INT4" if opset >= 21 else "UINT8", count // 2)
     assert plan.weights["n"].bits == bits
@@ -149,7 +149,7 @@ def test_every_weight_takes_the_smallest_form():
     bits = {"four": (4, 40_000), "three": (3, 40_000), "small three": (3, 4_000), "tiny": (2, 150), "two": (2, 40_000)}
     codes = {name: generator.integers(-(2 ** (n - 1)) + 1, 2 ** (n - 1), size) for name, (n, size) in bits.items()}
     codes = {name: array.astype(np.int8) for name, array in codes.items()}
-    packer = Packer(made, codes)
+    packer = Packer(made, codes, {})
     for name, array in codes.items():
         value = packer.store(name, array, graph.node_names(made)["n"])
         assert value.is_initializer() == (name == "tiny")
@@ -167,7 +167,7 @@ def test_tables_are_only_written_where_they_pay():
         "four": generator.integers(-7, 8, 40_000).astype(np.int8),
         "three": generator.integers(-3, 4, 4_000).astype(np.int8),
     }
-    packer = Packer(made, codes)
+    packer = Packer(made, codes, {})
     for name, array in codes.items():
         packer.store(name, array, graph.node_names(made)["n"])
         np.testing.assert_array_equal(run(graph.sub_model(made, [], [name]), {})[name], array)
@@ -181,7 +181,7 @@ def test_codes_of_any_number_and_range_come_back(bits, opset, size):
     """Two's complement down to its lowest code, which symmetric grids do not have."""
     made = model("g (float[1] x) => (float[1] y) { [n] y = Relu(x) }", opset)
     codes = np.random.default_rng(size).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (1, size)).astype(np.int8)
-    value = Packer(made, {"c": codes}).store("c", codes, graph.node_names(made)["n"])
+    value = Packer(made, {"c": codes}, {}).store("c", codes, graph.node_names(made)["n"])
     np.testing.assert_array_equal(run(graph.sub_model(made, [], ["c"]), {})["c"], codes)
     assert value.name == "c"
     assert not value.is_initializer()
@@ -308,6 +308,7 @@ def test_where_the_opset_cannot_be_raised_planes_are_not_used():
     other, feeds = layer("Conv", 40, 80)
     for bits, kind in ((3, "UINT8"), (4, "UINT8"), (5, "INT8"), (6, "INT8")):
         plan, _ = quantized(other, feeds, Precision(weight_bits=bits, first_last=bits))
+        plan = replace(plan, weights={"n": replace(plan.weights["n"], lowest=())})
         plan = replace(plan, tensors={"x": plan.tensors["x"]})
         packed = emit(made, plan, packed=True)
         assert graph.opset(packed) == 13

@@ -19,7 +19,7 @@ from onnxq.plan.program import Infeasible, front
 from onnxq.runtime import Session
 from onnxq.tune import Job, TuneMoments
 from onnxq.tune.sensitivity import output_error
-from onnxq.types import Tuned
+from onnxq.types import LearnedLayer, Tuned
 from onnxq.types.mixed import BASE, FLOAT, Added, Budget
 
 TEXT = """g (float[n,4,12,12] x, float[6,4,3,3] w, float[6] e, float[6,6,3,3] u, float[6] f, float[6,6,1,1] v,
@@ -306,7 +306,8 @@ def test_drops_with_and_without_labels(found):
     changed = np.mean(same != np.concatenate(answers))
     assert allocating.drop_meter(reference, rows())(base) == pytest.approx(changed)
     right = list(zip(rows(), answers, strict=True))
-    coarse = emit(found.model, found.plan(dict.fromkeys("abcdg", (2, 4))))
+    layer = graph.layer_of(graph.node_names(found.model)["g"])
+    coarse = emit(found.model, found.base, learned={"g": LearnedLayer(np.zeros(layer.weight.shape, np.int8))})
     lost = allocating.drop_meter(reference, rows(), right)(coarse)
     assert lost == pytest.approx(allocating.drop_meter(reference, rows())(coarse))
     assert lost > 0

@@ -7,7 +7,7 @@ from planning import planned
 
 from onnxq.grid import Grid, fake_quantize
 from onnxq.plan import Precision
-from onnxq.plan.weights import absmax, least_squares, room_for_bias
+from onnxq.plan.weights import absmax, least_squares, offset_least_squares, room_for_bias, weight_grid
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 
@@ -116,12 +116,51 @@ TEXT = "g (float[4,8] x, float[8,3] w, float[3] b) => (float[4,3] y) { [n] y = G
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_plan_takes_absmax_at_8_and_7_bits_and_least_squares_below(bits):
+def test_a_plan_takes_absmax_at_8_and_7_bits_and_offset_least_squares_below(bits):
     w = weights(8, 3)
     found = planned(model(TEXT, w=w, b=weights(3)), {"x": weights(4, 8)}, Precision(first_last=bits)).weights["n"]
-    rule = absmax if bits >= 7 else least_squares
-    assert found.scales == pytest.approx(rule(w, Grid(bits), 1), rel=1e-7)
+    steps, lowest = (absmax(w, Grid(bits), 1), ()) if bits >= 7 else offset_least_squares(w, bits, 1)
+    assert found.scales == pytest.approx(steps, rel=1e-7)
+    assert found.lowest == tuple(lowest)
     assert (found.bits, found.axis) == (bits, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits=st.integers(2, 6), axis=st.sampled_from([0, 1, None]), shift=st.floats(-2, 2), seed=st.integers(0, 99))
+def test_codes_begin_where_the_weights_do(bits, axis, shift, seed):
+    """Never worse than the symmetric grid of as many bits, much better where all weights have one sign, exact codes."""
+    w = weights(5, 400, seed=seed) + np.float32(shift)
+    w = w if axis != 1 else w.T.copy()
+    grid = weight_grid(w, None, bits, axis, 1.0)
+    codes = grid.codes(w)
+    low, high = (grid.along(ends, 2) for ends in grid.ends())
+    assert (codes >= low).all()
+    assert (codes <= high).all()
+    assert (high - low == 2**bits - 1).all()
+    assert (low <= 0).all()
+    assert (high >= 0).all()
+    steps = grid.along(np.asarray(grid.scales, np.float32), 2)
+    np.testing.assert_array_equal(codes, np.clip(np.rint(w / steps), low, high))
+    found = np.square(codes * steps - w).sum()
+    assert found <= 1.02 * error(w, least_squares(w, Grid(bits), axis), Grid(bits), axis).sum()
+    if abs(shift) > 1.5:
+        assert found < 0.5 * error(w, least_squares(w, Grid(bits), axis), Grid(bits), axis).sum()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_offset_grids_are_near_the_best_of_a_fine_scan(bits):
+    """Over steps and all places where codes can begin."""
+    rows = np.random.default_rng(1).gumbel(0.4, 1, (3, 500)).astype(np.float32)
+    last = 2**bits - 1
+    steps, lowest = offset_least_squares(rows, bits, 0)
+
+    def loss(row, step, low):
+        return np.square(np.clip(np.rint(row / step), low, low + last) * step - row).sum()
+
+    for row, step, low in zip(rows, steps, lowest, strict=True):
+        scan = np.linspace(0.02, 1, 120) * (row.max() - row.min()) / last
+        best = min(loss(row, one, start) for one in scan for start in range(-last, 1))
+        assert loss(row, step, low) <= 1.1 * best
 
 
 @pytest.mark.parametrize("per_channel", [True, False])

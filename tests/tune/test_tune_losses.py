@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from helpers import model, run, weights
-from tuning import FOUR, IMAGE, THREE, ahead_of, handed_on, made, plan_of, residual
+from tuning import FOUR, IMAGE, TWO, ahead_of, handed_on, made, plan_of, residual
 
 torch = pytest.importorskip("torch")
 
@@ -101,7 +101,7 @@ def walked(reach, budget=1 << 28):
     m = stage()
     blocks = find_blocks(m, limit=1)
     look = Look(reach)
-    walk(m, Tuned(plan_of(m, BATCHES, THREE)), blocks, [look], BATCHES, budget=budget)
+    walk(m, Tuned(plan_of(m, BATCHES, TWO)), blocks, [look], BATCHES, budget=budget)
     return m, blocks, look.seen
 
 
@@ -135,7 +135,7 @@ def test_one_looks_no_further_than_asked():
 
 
 def test_the_error_ahead_by_hand_and_its_gradient():
-    job, tuned = made(residual(), IMAGE, THREE)
+    job, tuned = made(residual(), IMAGE, TWO)
     rest = ahead_of(job)
     block = SoftBlock(job, tuned, learned_codes(tuned, learn_steps=True))
     found = block(as_tensors(job.feeds[1], CPU))
@@ -153,7 +153,7 @@ def test_the_error_ahead_by_hand_and_its_gradient():
 
 
 def test_the_error_ahead_is_part_of_what_is_learned():
-    job, tuned = made(residual(), IMAGE, THREE, batches=4)
+    job, tuned = made(residual(), IMAGE, TWO, batches=4)
     rest = ahead_of(job)
 
     def error(block):

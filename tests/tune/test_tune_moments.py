@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import model, run, weights
-from tuning import EIGHT, THREE, bare_gemm, clipped, job_of, made, mlp, plan_of, residual
+from tuning import EIGHT, TWO, bare_gemm, clipped, job_of, made, mlp, plan_of, residual
 
 from onnxq import graph
 from onnxq.emit import weight_codes
@@ -51,7 +51,7 @@ CASES = {"residual": (residual, (24, 4, 6, 6)), "clip": (clipped, (500, 4, 7, 7)
 @pytest.mark.parametrize("case", CASES)
 def test_moments_are_those_of_the_float_network(case):
     build, shape = CASES[case]
-    job, tuned = made(build(), shape, THREE, batches=4, shrink=0.7)
+    job, tuned = made(build(), shape, TWO, batches=4, shrink=0.7)
     after = TuneMoments()(job, tuned)
     nodes = graph.node_names(job.model)
     assert set(after.layers) == set(tuned.plan.weights) == set(job.block.layers)
@@ -83,7 +83,7 @@ def test_fine_grids_leave_nothing_to_match():
 @pytest.mark.parametrize("reason", ["few values", "single step", "asked for"])
 def test_where_only_the_mean_is_moved(reason):
     shape = (1990 // 5 // 3, 5, 8) if reason == "few values" else (140, 5, 8)  # 3 training batches: 1980 or 2100 rows
-    precision = replace(THREE, per_channel=reason != "single step")
+    precision = replace(TWO, per_channel=reason != "single step")
     job, tuned = made(mlp(), shape, precision, batches=4, shrink=0.7)
     method = TuneMoments(spread=reason != "asked for")
     assert method.name == ("bias correction" if reason == "asked for" else "moments")
@@ -97,7 +97,7 @@ def test_where_only_the_mean_is_moved(reason):
 
 
 def test_enough_values_are_matched_in_spread():
-    job, tuned = made(mlp(), (140, 5, 8), THREE, batches=4, shrink=0.7)
+    job, tuned = made(mlp(), (140, 5, 8), TWO, batches=4, shrink=0.7)
     assert TuneMoments()(job, tuned).plan != tuned.plan
 
 
@@ -117,7 +117,7 @@ def test_a_factor_has_limits():
 
 
 def test_learned_biases_are_where_it_starts():
-    job, tuned = made(mlp(), (140, 5, 8), THREE, batches=4)
+    job, tuned = made(mlp(), (140, 5, 8), TWO, batches=4)
     once = TuneMoments()(job, tuned)
     twice = TuneMoments()(job, once)
     for name in once.layers:
@@ -133,7 +133,7 @@ def test_a_matmul_without_a_bias_is_left_alone():
         [a] h = MatMul(x, w) i = Relu(h) [b] j = MatMul(i, v) y = Add(j, c)
     }"""
     m = model(text, w=weights(8, 12), v=weights(12, 6), c=weights(6))
-    job, tuned = made(m, (140, 5, 8), THREE, batches=4)
+    job, tuned = made(m, (140, 5, 8), TWO, batches=4)
     assert set(tuned.plan.weights) == {"a", "b"}
     after = TuneMoments()(job, tuned)
     assert set(after.layers) == {"b"}
@@ -141,7 +141,7 @@ def test_a_matmul_without_a_bias_is_left_alone():
 
 
 def test_layers_in_float_are_left_alone():
-    job, tuned = made(mlp(), (140, 5, 8), THREE, batches=4, keep_float=["a"])
+    job, tuned = made(mlp(), (140, 5, 8), TWO, batches=4, keep_float=["a"])
     assert set(tuned.plan.weights) == {"b"}
     assert set(TuneMoments()(job, tuned).layers) == {"b"}
     bare = Tuned(replace(tuned.plan, weights={}))
@@ -149,7 +149,7 @@ def test_layers_in_float_are_left_alone():
 
 
 def test_layers_without_a_bias_get_one():
-    job, tuned = made(bare_gemm(), (800, 8), THREE, batches=4, shrink=0.7)
+    job, tuned = made(bare_gemm(), (800, 8), TWO, batches=4, shrink=0.7)
     after = TuneMoments()(job, tuned)
     assert_same_means(job, after, "a")
     assert after.layers["a"].bias.shape == (10,)

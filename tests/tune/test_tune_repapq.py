@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import model, ops, run, weights
-from tuning import EIGHT, FOUR, IMAGE, THREE, ahead_of, concat, made, residual
+from tuning import EIGHT, FOUR, IMAGE, TWO, ahead_of, concat, made, residual
 
 torch = pytest.importorskip("torch")
 
@@ -98,7 +98,7 @@ METHOD = RepAPQ(iterations=40, loss="mse", stage=0.0)
 
 
 def test_codes_stay_and_learning_beats_matching_moments():
-    job, tuned = made(residual(), IMAGE, THREE, batches=5, alike=True)
+    job, tuned = made(residual(), IMAGE, TWO, batches=5, alike=True)
     found = METHOD(job, tuned)
     for name, codes in plain_codes(job, tuned).items():
         np.testing.assert_array_equal(found.layers[name].codes, codes)
@@ -113,7 +113,7 @@ def test_codes_stay_and_learning_beats_matching_moments():
 
 
 def test_it_starts_from_moments_where_these_help():
-    job, tuned = made(residual(), IMAGE, THREE, batches=5)
+    job, tuned = made(residual(), IMAGE, TWO, batches=5)
     start = replace(METHOD, iterations=0)
     matched = TuneMoments()(job, tuned)
     assert block_error(job, matched, job.train) < block_error(job, tuned, job.train)
@@ -133,22 +133,23 @@ def test_it_starts_from_moments_where_these_help():
 
 
 def test_rounding_is_learned_on_the_steps_it_starts_from():
-    job, tuned = made(residual(), IMAGE, THREE, batches=9, alike=True)  # spreads are trusted from 2000 values on
+    job, tuned = made(residual(), IMAGE, FOUR, batches=9, alike=True)  # spreads are trusted from 2000 values on
     plain = plain_codes(job, tuned)
     start = replace(METHOD, iterations=0, rounding=True)(job, tuned)
     for name, codes in plain.items():
         np.testing.assert_array_equal(start.layers[name].codes, codes)
         assert start.plan.weights[name].scales != tuned.plan.weights[name].scales
-    found = RepAPQ(iterations=150, loss="mse", stage=0.0, rounding=True)(job, tuned)
+    found = RepAPQ(iterations=300, loss="mse", stage=0.0, rounding=True)(job, tuned)
     assert any(not np.array_equal(found.layers[name].codes, codes) for name, codes in plain.items())
     for name, layer in layers_of(job.model).items():
-        steps = np.asarray(tuned.plan.weights[name].scales).reshape(-1, 1, 1, 1)
-        assert np.abs(np.clip(layer.weight / steps, -3, 3) - found.layers[name].codes).max() <= 1
+        grid = tuned.plan.weights[name]
+        steps, low, high = (values.reshape(-1, 1, 1, 1) for values in (np.asarray(grid.scales), *grid.ends()))
+        assert np.abs(np.clip(layer.weight / steps, low, high) - found.layers[name].codes).max() <= 1
     assert block_error(job, found, job.train) < block_error(job, METHOD(job, tuned), job.train)
 
 
 def test_auto_takes_the_loss_with_the_smaller_error_on_held_batches(monkeypatch):
-    job, tuned = made(residual(), IMAGE, THREE, batches=5)
+    job, tuned = made(residual(), IMAGE, TWO, batches=5)
     held = {}
     for loss in ("mae", "mse"):
         held[loss] = block_error(job, RepAPQ(iterations=10, loss=loss, stage=0.0)(job, tuned))

@@ -9,7 +9,7 @@ import pytest
 from helpers import model, run, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tuning import THREE, plan_of
+from tuning import TWO, plan_of
 
 from onnxq import graph
 from onnxq.emit import emit
@@ -41,7 +41,7 @@ def start():
     m = network()
     blocks = find_blocks(m)
     assert [bool(block.layers) for block in blocks] == [False, True, True, True, True]
-    return m, blocks, Tuned(plan_of(m, BATCHES, THREE, 0.8))
+    return m, blocks, Tuned(plan_of(m, BATCHES, TWO, 0.8))
 
 
 def digest(feeds):

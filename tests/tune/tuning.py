@@ -11,7 +11,7 @@ from onnxq.types import Tuned
 
 FOUR = Precision(weight_bits=4, activation_bits=4, first_last=4)
 MIXED = Precision(weight_bits=4, activation_bits=4)
-THREE = Precision(weight_bits=3, activation_bits=8, first_last=3)
+TWO = Precision(weight_bits=2, activation_bits=8, first_last=2)
 EIGHT = Precision()
 
 
