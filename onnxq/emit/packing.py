@@ -36,6 +36,8 @@ SUM_OPSET = 14
 """Add takes int8 from here on."""
 NODE_BYTES = 64
 """A node or an initializer in the file, with short names; rather too many."""
+COMPACT_NODE_BYTES = 40
+"""The same, about as many as it is."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,21 @@ def packed_bytes(count: int, bits: int) -> int:
     """Bytes of `count` codes of a grid of 2 to 8 bits, without the nodes that unpack them."""
     index = _narrowest(np.asarray([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]))
     return count if index == len(FORMS) else FORMS[index].nbytes(count)
+
+
+def stored_bytes(count: int, bits: int, channels: int) -> int:
+    """About the bytes of a weight in the file, with the nodes that unpack it and where its channels' codes begin.
+
+    Args:
+        count: Number of codes.
+        bits: Of its grid, 2 to 8.
+        channels: Number of its steps.
+    """
+    index = _narrowest(np.asarray([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]))
+    if index == len(FORMS):
+        return count
+    nodes = 2 * len(FORMS[index].planes) + 3
+    return min(count, packed_bytes(count, bits) + COMPACT_NODE_BYTES * nodes + channels)
 
 
 def _narrowest(codes: npt.NDArray[np.signedinteger]) -> int:

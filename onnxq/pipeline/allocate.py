@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxq import bench, graph
-from onnxq.emit import emit, packed_bytes
+from onnxq.emit import emit, stored_bytes
 from onnxq.graph import Model
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.choice import Choice, DropTooLarge
@@ -55,7 +55,7 @@ def written_bytes(model: Model) -> int:
 def sizes(found: Calibrated, known: Sensitivities) -> Costs:
     """Bytes of the file by group."""
     per_channel = found.precision.per_channel
-    costs = size_costs(found.placement, options_of(known), base_bytes(found), packed_bytes, per_channel=per_channel)
+    costs = size_costs(found.placement, options_of(known), base_bytes(found), stored_bytes, per_channel=per_channel)
     return costs.grouped(found.groups)
 
 

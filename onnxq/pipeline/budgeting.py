@@ -28,6 +28,8 @@ from onnxq.types.mixed import BASE, Bits
 ROWS, BATCH = 128, 8
 """Most calibration rows that errors are measured on; more change little."""
 ATTEMPTS = 4
+CLOSE = 0.997
+"""A file with this share of the bytes it may have is not worth another attempt."""
 """Times that a file larger than asked for is allocated again."""
 
 
@@ -128,6 +130,7 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
     batches = list(batches_of(ask.rows, BATCH, free=rows_are_free(ask.found.model), limit=ROWS))
     wishes, missed = ask.settings.wishes, ""
     target = wishes.max_size.of(graph.disk_bytes(ask.float_path)) if wishes.max_size is not None else None
+    best: Choice | None = None
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         for _ in range(ATTEMPTS):
             try:
@@ -137,19 +140,28 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
                     raise
                 return Allotted(error.best, str(error))
             except Infeasible as error:
+                if best is not None:
+                    break
                 if not keep or error.nearest is None or missed:
                     raise
                 missed, wishes = str(error), _relaxed(wishes, error)
                 continue
             if target is None or missed:
-                break
+                return Allotted(choice, missed)
             size = _bytes_of(choice, ask.provenance)
-            if size <= target:
+            if size <= target and (best is None or _loss(choice) <= _loss(best)):
+                best = choice
+            if CLOSE * target <= size <= target:
                 break
             assert choice.allocation is not None
             unforeseen = size - choice.allocation.costs["size"]  # nodes and tables that unpack the weights
             wishes = replace(wishes, max_size=Limit(target - unforeseen, relative=False))
-    return Allotted(choice, missed)
+    return Allotted(best or choice, missed)
+
+
+def _loss(choice: Choice) -> float:
+    assert choice.allocation is not None
+    return choice.allocation.degradation
 
 
 def _choose(ask: Ask, wishes: Wishes, batches: Sequence[Feeds], cache: Path, log: Log) -> Choice:

@@ -14,8 +14,8 @@ from onnxq.types.mixed import BASE, FLOAT, Bits, Costs
 COLUMNS = ("layer", "weight_bits", "activation_bits", "cost")
 
 
-Stored = Callable[[int, int], int]
-"""Bytes of so many weights of so many bits (2 to 8)."""
+Stored = Callable[[int, int, int], int]
+"""Bytes of so many weights of so many bits (2 to 8) with so many steps."""
 
 
 def size_costs(
@@ -38,9 +38,9 @@ def size_costs(
     for unit in placement.layers:
         assert unit.layer is not None
         count, steps = unit.layer.weight.size, unit.layer.channels if per_channel else 1
-        codes += stored(count, BASE[0])
+        codes += stored(count, BASE[0], steps)
         layers[unit.name] = {
-            bits: 4 * count - 9 * steps if bits == FLOAT else stored(count, bits[0]) for bits in options
+            bits: 4 * count - 9 * steps if bits == FLOAT else stored(count, bits[0], steps) for bits in options
         }
     return Costs("size", "bytes", layers, base_bytes - codes)
 

@@ -191,7 +191,7 @@ def test_points_are_measured_again(found, known, bases):
 
 def test_the_allocation_meets_the_wishes(found, known):
     sizes = allocating.sizes(found, known)
-    half = sizes.constant + 0.55 * (sizes.total(dict.fromkeys(found.groups, BASE)) - sizes.constant)
+    half = sizes.constant + 0.85 * (sizes.total(dict.fromkeys(found.groups, BASE)) - sizes.constant)
     wishes = read_wishes(max_size=f"{half:.0f}", avg_bits=5)
     budgets = allocating.budgets_of(found, known, wishes, float_bytes=1)
     assert [budget.costs.name for budget in budgets] == ["size", "average weight bits"]

@@ -22,7 +22,7 @@ def chain():
     return model(text, w=weights(5, 3, 3, 3), b=weights(5), u=weights(7, 5, 1, 1))
 
 
-def stored(count, bits):
+def stored(count, bits, steps):
     return -(-count * bits // 8)
 
 
