@@ -1,7 +1,7 @@
 """What each example needs, made in a folder of the user's, and the command that runs its exercise.
 
-Nothing is written into the checkout: Node's folders are copied first. What a machine lacks raises `Missing`, with what
-it is.
+Nothing is written into the checkout: Node's folders are copied first. What a machine lacks raises `MissingError`, with
+what it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADERS = ("/usr/include/onnxruntime", "/usr/local/include/onnxruntime", "/usr/l
 HEADER_WHEEL = "amd-quark"  # a small wheel that carries onnxruntime's C++ headers, version 1.17
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Something that this machine does not have."""
 
 
@@ -74,7 +74,7 @@ class Example:
 def _tool(*names: str) -> str:
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        raise Missing(f"{' or '.join(names)} is not installed")
+        raise MissingError(f"{' or '.join(names)} is not installed")
     return found
 
 
@@ -84,10 +84,10 @@ def _install(argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None = Non
             argv, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=INSTALL_LIMIT_S
         )
     except subprocess.TimeoutExpired:
-        raise Missing(f"`{' '.join(argv[:4])} ...` took longer than {INSTALL_LIMIT_S} s") from None
+        raise MissingError(f"`{' '.join(argv[:4])} ...` took longer than {INSTALL_LIMIT_S} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "rror" in line] or done.stderr.splitlines()
-        raise Missing(f"`{' '.join(argv[:4])} ...` failed: {lines[-1] if lines else done.returncode}")
+        raise MissingError(f"`{' '.join(argv[:4])} ...` failed: {lines[-1] if lines else done.returncode}")
 
 
 def _virtual_environment(place: Place, example: str) -> str:
@@ -144,7 +144,7 @@ def _headers(place: Place) -> Path:
         if (folder / "onnxruntime_cxx_api.h").exists():
             return folder
     if place.headers:
-        raise Missing(f"onnxruntime_cxx_api.h is not in {place.headers}")
+        raise MissingError(f"onnxruntime_cxx_api.h is not in {place.headers}")
     target = place.work / "cpp_program" / "include"
     if not (target / "onnxruntime_cxx_api.h").exists():
         wheels = place.work / "cpp_program" / "wheels"
@@ -163,7 +163,7 @@ def cpp_program(place: Place) -> Command:
     compiler = _tool("g++", "clang++")
     library = next((Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.1*"), None)
     if library is None:
-        raise Missing("this onnxruntime wheel has no libonnxruntime.so")
+        raise MissingError("this onnxruntime wheel has no libonnxruntime.so")
     include = _headers(place)
     folder = place.work / "cpp_program"
     link = folder / "lib" / "libonnxruntime.so.1"  # the name that the library says it has

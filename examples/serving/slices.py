@@ -2,12 +2,13 @@
 
 A job is a folder that `run_all.py` writes: `job.json` (the two files, the shape of the rows, how much to measure) and
 `rows.f32` (the rows as little-endian float32). An exercise leaves `float.f32` and `int8.f32` (the outputs, one row
-after the other) and `times.json` in its own folder.
+after the other) and `times.json` in its own folder: for each side the median latencies of its slices, in ms.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -56,10 +57,12 @@ def exercise(job: Job, predict: dict[str, Predict], runtime: str, **more: object
     for turn in range(job.slices):
         for side in SIDES if turn % 2 else SIDES[::-1]:
             predict[side](job.rows[:1])  # brings its weights back into the caches
-            began = time.perf_counter()
+            calls = []
             for call in range(job.calls):
                 row = call % len(job.rows)
+                began = time.perf_counter()
                 predict[side](job.rows[row : row + 1])
-            times[side].append(1e3 * (time.perf_counter() - began) / job.calls)
+                calls.append(1e3 * (time.perf_counter() - began))
+            times[side].append(statistics.median(calls))
     document = {"runtime": runtime, **{f"{side}_ms": times[side] for side in SIDES}, **more}
     (job.out / "times.json").write_text(json.dumps(document), encoding="utf-8")

@@ -14,6 +14,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 HERE = Path(__file__).resolve().parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -24,7 +25,11 @@ LIMIT_S = 300.0
 class Handler(SimpleHTTPRequestHandler):
     """The page and its packages, the job under /job/, and what the page posts under /result/."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    extensions_map: ClassVar[dict[str, str]] = {
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
 
     def __init__(self, *args: object, job: Path, out: Path, done: threading.Event) -> None:
         self._files, self._out, self._done = _job_files(job), out, done
@@ -41,7 +46,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         super().end_headers()
 
-    def do_POST(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_POST(self) -> None:
         """Keep a result."""
         name = self.path.rpartition("/")[2]
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -10,7 +10,6 @@ import os
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-
 from python_session.serve import Classifier
 
 app = FastAPI()

@@ -22,7 +22,6 @@ import fastapi
 import numpy as np
 import onnxruntime as ort
 import uvicorn
-
 from slices import SIDES, Job, exercise
 
 CLIENTS = 4  # connections that ask at the same time
@@ -39,7 +38,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(model: str) -> Iterator[int]:
-    """uvicorn in its own process; the port, once it answers."""
+    """A server in its own process; the port, once it answers."""
     port = free_port()
     argv = [sys.executable, "-m", "uvicorn", "fastapi_server.app:app", "--port", str(port), "--log-level", "warning"]
     process = subprocess.Popen(argv, cwd=Path(__file__).parents[1], env={**os.environ, "MODEL": model})

@@ -6,7 +6,6 @@ cd examples/serving && python -m python_session.exercise JOB OUT
 from __future__ import annotations
 
 import onnxruntime as ort
-
 from python_session.serve import Classifier
 from slices import Job, exercise
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from tritonclient.http import InferenceServerClient, InferInput
-
 from slices import Job, exercise
+from tritonclient.http import InferenceServerClient, InferInput
 
 START_S = 120.0
 

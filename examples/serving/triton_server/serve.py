@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from python_session.serve import Classifier
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
-
-from python_session.serve import Classifier
 
 
 def main() -> None:
