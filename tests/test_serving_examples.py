@@ -101,6 +101,20 @@ def test_another_build_is_allowed_a_little(driver):
     assert "5 values instead of 6" in driver.judge(expected, near.ravel()[:5], "int8", False)[1]
 
 
+def test_the_ratio_is_quantized_to_float_slice_by_slice(driver, tmp_path):
+    example = driver.Example("made", False, lambda place: None)
+    times = {"runtime": "none", "float_ms": [2.0, 4.0, 8.0, 8.0], "int8_ms": [1.0, 1.0, 1.0, 4.0]}
+    (tmp_path / "times.json").write_text(json.dumps(times))
+    for side in ("float", "int8"):
+        np.float32([1, 2]).tofile(tmp_path / f"{side}.f32")
+    row = driver._judged(example, tmp_path, {"float": np.float32([1, 2]), "int8": np.float32([1.01, 2])})
+    assert row.state == "ok"
+    assert row.ms == {"float": 6.0, "int8": 1.0}
+    assert row.ratio == pytest.approx((0.15625, 0.375, 0.5))  # of 0.5, 0.25, 0.125, 0.5
+    assert row.difference == {"float": 0.0, "int8": pytest.approx(0.01)}
+    assert "| the same bits | 0.01 off | 6.000 | 1.000 | 0.38 (0.16-0.50) | none |" in driver.table([row])
+
+
 def test_what_is_missing_is_skipped_with_its_name(driver, job, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     for name, lacks in (("node_server", "node"), ("browser_page", "chromium"), ("cpp_program", "g++")):
@@ -113,6 +127,9 @@ def test_an_exercise_that_fails_is_a_failed_row(driver, job, tmp_path):
     broken = driver.Example("broken", True, lambda place: driver_command(driver, "raise SystemExit('no luck')"))
     place = driver.Place(tmp_path, job, {}, tmp_path / "broken", None)
     assert driver.run(broken, place, {}) == driver.Row("broken", "FAILED", "no luck")
+    late = "import pathlib, sys; pathlib.Path(sys.argv[2], 'times.json').write_text('{}'); raise SystemExit(3)"
+    row = driver.run(driver.Example("late", True, lambda place: driver_command(driver, late)), place, {})
+    assert (row.state, row.note) == ("FAILED", "exit code 3")
     silent = driver.Example("silent", True, lambda place: driver_command(driver, "pass"))
     assert driver.run(silent, place, {}).state == "FAILED"
 
