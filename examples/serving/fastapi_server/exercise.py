@@ -66,13 +66,20 @@ class Client:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Scores of float32 rows."""
-        headers = {"Content-Type": "application/octet-stream"}
-        self._connection.request("POST", "/predict", rows.astype("<f4", copy=False).tobytes(), headers)
-        answer = self._connection.getresponse()
-        body = answer.read()
+        try:
+            answer, body = self._post(rows)
+        except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):
+            self._connection.close()  # the server closes connections that were idle for some seconds
+            answer, body = self._post(rows)
         if answer.status != 200:
             raise SystemExit(f"HTTP {answer.status}: {body[:200]!r}")
         return np.asarray(json.loads(body)["scores"], np.float32)  # a float32 survives the way through JSON
+
+    def _post(self, rows: np.ndarray) -> tuple[http.client.HTTPResponse, bytes]:
+        headers = {"Content-Type": "application/octet-stream"}
+        self._connection.request("POST", "/predict", rows.astype("<f4", copy=False).tobytes(), headers)
+        answer = self._connection.getresponse()
+        return answer, answer.read()
 
 
 def load(port: int, row: np.ndarray, seconds: float) -> list[float]:
