@@ -33,15 +33,15 @@ def session(model: str, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def single_rows(folder: Path, sequence: int) -> list[Feed]:
-    """The first calibration rows as batches of one; inputs of tokens are padded with 0 to `sequence`."""
+def single_rows(folder: Path, sequence: int, limit: int = ROWS) -> list[Feed]:
+    """The first `limit` calibration rows as batches of one; inputs of tokens are padded with 0 to `sequence`."""
     rows: list[Feed] = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as batch:
             feed = {name: batch[name] for name in batch.files}
-        count = min(len(next(iter(feed.values()))), ROWS - len(rows))
+        count = min(len(next(iter(feed.values()))), limit - len(rows))
         rows += [{name: _padded(value[i : i + 1], sequence) for name, value in feed.items()} for i in range(count)]
-        if len(rows) == ROWS:
+        if len(rows) == limit:
             break
     return rows
 

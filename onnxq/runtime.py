@@ -91,12 +91,9 @@ class Session:
         options = _options(config, save_optimized)
         source = self._as_source(model)
         name = source.name if isinstance(source, Path) else "the model"
-        providers = [PROVIDERS[config.provider]]
-        if config.provider != "cpu":
-            providers.append(PROVIDERS["cpu"])
         try:
             self._session = ort.InferenceSession(
-                str(source) if isinstance(source, Path) else source, options, providers=providers
+                str(source) if isinstance(source, Path) else source, options, providers=_providers(config)
             )
         except Exception as error:
             if _lacks_memory(error):
@@ -175,6 +172,13 @@ def _options(config: SessionConfig, save_optimized: Path | None) -> Any:
         options.enable_profiling = True
         options.profile_file_prefix = config.profile
     return options
+
+
+def _providers(config: SessionConfig) -> list[tuple[str, dict[str, str]]]:
+    """The provider asked for, then the CPU's. OpenVINO does not read the session's number of threads."""
+    own = {"num_of_threads": str(config.threads)} if config.provider == "openvino" and config.threads else {}
+    first = (PROVIDERS[config.provider], own)
+    return [first] if config.provider == "cpu" else [first, (PROVIDERS["cpu"], {})]
 
 
 def _spec(entry: Any) -> InputSpec:

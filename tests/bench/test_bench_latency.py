@@ -40,6 +40,27 @@ def test_every_setting_has_one_entry_per_model(dense, deeper):
         assert (entry.provider, entry.ran_on) == ("cpu", ("cpu",))
 
 
+def test_openvino_gets_the_number_of_threads_as_an_option_of_its_own(dense, monkeypatch):
+    given = []
+
+    def recorded(model, options, providers):
+        given.append((options.intra_op_num_threads, providers))
+        return opened(model, options, providers=["CPUExecutionProvider"])
+
+    opened = runtime.ort.InferenceSession
+    monkeypatch.setattr(runtime, "available_providers", lambda: ("cpu", "openvino", "cuda"))
+    monkeypatch.setattr(runtime.ort, "InferenceSession", recorded)
+    for provider, threads in (("openvino", 3), ("openvino", 0), ("cuda", 3), ("cpu", 3)):
+        runtime.Session(dense, runtime.SessionConfig(provider, threads))
+    cpu = ("CPUExecutionProvider", {})
+    assert given == [
+        (3, [("OpenVINOExecutionProvider", {"num_of_threads": "3"}), cpu]),
+        (0, [("OpenVINOExecutionProvider", {}), cpu]),
+        (3, [("CUDAExecutionProvider", {}), cpu]),
+        (3, [cpu]),
+    ]
+
+
 def test_rounds_go_on_until_the_time_is_used_up(dense):
     (found,) = measure([dense], seconds=0.02, min_rounds=1)
     assert len(found.samples_ms) > 1
