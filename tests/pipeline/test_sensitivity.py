@@ -191,7 +191,9 @@ def test_points_are_measured_again(found, known, bases):
 
 def test_the_allocation_meets_the_wishes(found, known):
     sizes = allocating.sizes(found, known)
-    half = sizes.constant + 0.85 * (sizes.total(dict.fromkeys(found.groups, BASE)) - sizes.constant)
+    least = {group: min(entries, key=lambda bits: entries[bits]) for group, entries in sizes.layers.items()}
+    whole = dict.fromkeys(found.groups, BASE)
+    half = (sizes.total(whole) + sizes.total(least)) / 2
     wishes = read_wishes(max_size=f"{half:.0f}", avg_bits=5)
     budgets = allocating.budgets_of(found, known, wishes, float_bytes=1)
     assert [budget.costs.name for budget in budgets] == ["size", "average weight bits"]
