@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
     batches = list(batches_of(ask.rows, BATCH, free=rows_are_free(ask.found.model), limit=ROWS))
     wishes, missed = ask.settings.wishes, ""
     target = wishes.max_size.of(graph.disk_bytes(ask.float_path)) if wishes.max_size is not None else None
-    best: Choice | None = None
+    best, kept = None, wishes
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         for _ in range(ATTEMPTS):
             try:
@@ -146,17 +146,22 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
                     raise
                 missed, wishes = str(error), _relaxed(wishes, error)
                 continue
-            if target is None or missed:
+            if missed:
                 return Allotted(choice, missed)
+            if target is None:
+                best = choice
+                break
             size = _bytes_of(choice, ask.provenance)
             if size <= target and (best is None or _loss(choice) <= _loss(best)):
-                best = choice
+                best, kept = choice, wishes
             if CLOSE * target <= size <= target:
                 break
             assert choice.allocation is not None
             unforeseen = size - choice.allocation.costs["size"]  # nodes and tables that unpack the weights
             wishes = replace(wishes, max_size=Limit(target - unforeseen, relative=False))
-    return Allotted(best or choice, missed)
+        if best is None or wishes.max_drop is not None or wishes.max_latency is not None:
+            return Allotted(best or choice, missed)
+        return Allotted(_choose(ask, kept, batches, Path(folder), log, lambda rival: _fits(ask, rival, target)), missed)
 
 
 def _loss(choice: Choice) -> float:
@@ -164,7 +169,18 @@ def _loss(choice: Choice) -> float:
     return choice.allocation.degradation
 
 
-def _choose(ask: Ask, wishes: Wishes, batches: Sequence[Feeds], cache: Path, log: Log) -> Choice:
+def _fits(ask: Ask, choice: Choice, target: float | None) -> bool:
+    return target is None or _bytes_of(choice, ask.provenance) <= target
+
+
+def _choose(
+    ask: Ask,
+    wishes: Wishes,
+    batches: Sequence[Feeds],
+    cache: Path,
+    log: Log,
+    contest: Callable[[Choice], bool] | None = None,
+) -> Choice:
     return choose_bits(
         ask.found,
         wishes,
@@ -177,6 +193,7 @@ def _choose(ask: Ask, wishes: Wishes, batches: Sequence[Feeds], cache: Path, log
         tuned=ask.settings.bn_tuning,
         workers=ask.workers or -1,
         cache=cache,
+        contest=contest,
         log=log,
     )
 

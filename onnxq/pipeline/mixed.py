@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from onnxq import graph
 from onnxq.pipeline.allocate import OPTIONS, allocate, budgets_of, drop_meter, within_drop
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.choice import Choice
+from onnxq.pipeline.contest import contested
 from onnxq.pipeline.prepare import rows_are_free
 from onnxq.pipeline.sensitivity import sensitivities
 from onnxq.pipeline.timing import latency_costs
@@ -31,6 +32,7 @@ def choose_bits(
     tuned: bool = True,
     workers: int = -1,
     cache: Path | None = None,
+    contest: Callable[[Choice], bool] | None = None,
     log: Log = Silence(),
 ) -> Choice:
     """Bits for every layer that meet `wishes`.
@@ -47,6 +49,7 @@ def choose_bits(
         tuned: The final network gets its moments matched.
         workers: Processes; -1 for one per core.
         cache: Folder that keeps sensitivities from run to run.
+        contest: Measure rivals of the program's choice, too, those for which this is true (`contested`).
         log: Progress.
 
     Raises:
@@ -67,4 +70,6 @@ def choose_bits(
         drop = drop_meter(Session(float_path), held_out, labelled)
         return within_drop(found, known, budgets, wishes.max_drop, drop, batches, log=log)
     assert known is not None
+    if contest is not None:
+        return contested(found, known, budgets, batches, contest, log=log)
     return allocate(found, known, budgets)
