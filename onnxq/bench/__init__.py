@@ -5,9 +5,11 @@ from onnxq.bench.fidelity import Score, compare, gap_in_steps, top1
 from onnxq.bench.inputs import fixed_batch, make_feeds, parse_shapes
 from onnxq.bench.latency import measure
 from onnxq.bench.macs import float_macs, matrix_tensors
+from onnxq.bench.profile import Kernel, profiles
 from onnxq.bench.stats import mcnemar, ratio_interval, wilson
 
 __all__ = [
+    "Kernel",
     "Score",
     "compare",
     "coverage",
@@ -21,6 +23,7 @@ __all__ = [
     "mcnemar",
     "measure",
     "parse_shapes",
+    "profiles",
     "ratio_interval",
     "top1",
     "wilson",

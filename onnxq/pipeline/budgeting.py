@@ -176,6 +176,7 @@ def _choose(ask: Ask, wishes: Wishes, batches: Sequence[Feeds], cache: Path, log
         macs=ask.macs,
         tuned=ask.settings.bn_tuning,
         workers=ask.workers or -1,
+        threads=ask.settings.threads,
         cache=cache,
         log=log,
     )

@@ -53,6 +53,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "latency": [_latency(latency) for latency in verdict.latency],
         "latency_ratio": _interval(verdict.latency[1].ratio) if len(verdict.latency) > 1 else None,
         "optimized_gap_steps": verdict.optimized_gap,
+        "measured_placement": None if verdict.placed is None else asdict(verdict.placed),
         "warnings": list(verdict.warnings),
     }
 

@@ -53,7 +53,10 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     table.add_row("size", _bytes(verdict.float_bytes), _bytes(verdict.quantized_bytes), f"{shrink:.2f}x smaller")
     if len(verdict.latency) > 1:
         plain, quick = verdict.latency
-        table.add_row("latency, 1 thread", f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
+        threads = f"latency, {quick.threads} thread{'s' if quick.threads != 1 else ''}"
+        table.add_row(threads, f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
+    if verdict.placed is not None:
+        table.add_row("measured placement", "", "", verdict.placed.words)
     if run.evaluation is not None and run.evaluation.accuracy is not None:
         base = run.evaluation.reference_accuracy
         table.add_row(

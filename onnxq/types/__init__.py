@@ -25,13 +25,12 @@ from onnxq.types.results import (
     Fidelity,
     FloatNode,
     Inspection,
-    Interval,
-    Latency,
     LayerInfo,
     Summary,
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
+from onnxq.types.speed import Interval, Latency, Placed
 
 __all__ = [
     "Applied",
@@ -55,6 +54,7 @@ __all__ = [
     "Log",
     "LogGrid",
     "Observations",
+    "Placed",
     "QuantPlan",
     "Rewriting",
     "Silence",
