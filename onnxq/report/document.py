@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -83,16 +83,6 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
 def evaluation_document(model: str, evaluation: Evaluation) -> dict[str, Any]:
     """The result of `evaluate`."""
     return {"schema": SCHEMA, "kind": "evaluate", "model": model, **_evaluation(evaluation)}
-
-
-def benchmark_document(latencies: Sequence[Latency], machine: Mapping[str, object]) -> dict[str, Any]:
-    """The result of `benchmark`, raw samples included."""
-    return {
-        "schema": SCHEMA,
-        "kind": "benchmark",
-        "machine": dict(machine),
-        "latencies": [_latency(latency) for latency in latencies],
-    }
 
 
 def inspection_document(found: Inspection) -> dict[str, Any]:

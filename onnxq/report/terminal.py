@@ -17,7 +17,6 @@ from onnxq.types import (
     Evaluation,
     Inspection,
     Interval,
-    Latency,
     QuantPlan,
     Summary,
     Verdict,
@@ -139,24 +138,6 @@ def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
             console.print(f"agreement  {_percent(found.fidelity.agreement)}")
         for name, sqnr in found.fidelity.sqnr_db.items():
             console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
-
-
-def print_benchmark(console: Console, latencies: Sequence[Latency]) -> None:
-    """One row per model and setting; ratios are to the first model of the setting."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("model", "provider", "threads", "batch", "median", "p95", "against the first"):
-        table.add_column(heading, justify="right" if heading in ("threads", "batch", "median", "p95") else "left")
-    for latency in latencies:
-        table.add_row(
-            escape(latency.model),
-            latency.provider,
-            str(latency.threads),
-            str(latency.batch),
-            f"{latency.median_ms:.3f} ms",
-            f"{latency.p95_ms:.3f} ms",
-            latency.words,
-        )
-    console.print(table)
 
 
 def print_inspection(console: Console, found: Inspection) -> None:

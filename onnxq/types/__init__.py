@@ -30,7 +30,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
-from onnxq.types.speed import Interval, Latency, Placed
+from onnxq.types.speed import Change, Interval, Latency, Peak, Placed, Roof, Work
 
 __all__ = [
     "Applied",
@@ -38,6 +38,7 @@ __all__ = [
     "BlockInfo",
     "BlockResult",
     "Border",
+    "Change",
     "Coverage",
     "Dataset",
     "Dim",
@@ -54,9 +55,11 @@ __all__ = [
     "Log",
     "LogGrid",
     "Observations",
+    "Peak",
     "Placed",
     "QuantPlan",
     "Rewriting",
+    "Roof",
     "Silence",
     "Summary",
     "TensorGrid",
@@ -65,4 +68,5 @@ __all__ = [
     "Verdict",
     "WeightGrid",
     "Within",
+    "Work",
 ]

@@ -29,12 +29,14 @@ class Coverage:
         total_macs: Of all such nodes, with constant weights or not.
         kernels: Number of nodes by kernel name in the optimised graph.
         floats: Weighted nodes (and matrix products of activations) that run in float.
+        constant_bytes: Bytes of the constants that the kernels read.
     """
 
     integer_macs: int
     total_macs: int
     kernels: Mapping[str, int]
     floats: tuple[FloatNode, ...]
+    constant_bytes: int = 0
 
     @property
     def share(self) -> float:

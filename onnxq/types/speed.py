@@ -16,6 +16,8 @@ class Interval:
 
 NEGLIGIBLE = 0.01
 """Ratios nearer to 1 than this are no difference: a file timed against itself differs by up to half of it."""
+DRIFT = 0.05
+"""The same for two runs of the program: where memory happens to lie differs from process to process."""
 
 
 def _compare(ratio: Interval | None) -> str:
@@ -61,6 +63,107 @@ class Latency:
         if self.provider not in self.ran_on:
             fallback = f"; ran on {', '.join(self.ran_on) or 'nothing'}, not on {self.provider}"
         return _compare(self.ratio) + fallback
+
+
+@dataclass(frozen=True)
+class Change:
+    """One model in one setting, in two runs of `benchmark`.
+
+    Attributes:
+        model: As it is called now.
+        provider: Execution provider.
+        threads: Intra-op threads.
+        batch: Rows per call.
+        then_ms: Median of the older run.
+        now_ms: Median of this one.
+        times: now / then of the medians.
+        against_first: The same of the paired ratios to the first model of the setting, in which the load of the machine
+            cancels; None for that first model, or where the older run has another.
+    """
+
+    model: str
+    provider: str
+    threads: int
+    batch: int
+    then_ms: float
+    now_ms: float
+    times: Interval
+    against_first: Interval | None
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the difference is larger than the noise, within the runs and from run to run."""
+        found = self.against_first or self.times
+        clear = found.low > 1 or found.high < 1
+        return clear and abs(found.value - 1) >= DRIFT
+
+    @property
+    def words(self) -> str:
+        """What may be said about it."""
+        found = self.against_first or self.times
+        interval = f"({found.low:.2f}-{found.high:.2f})"
+        if not self.exceeds:
+            return f"within the noise {interval}"
+        word = f"{1 / found.value:.2f}x faster" if found.value < 1 else f"{found.value:.2f}x SLOWER"
+        return f"{word} than then {interval}" + ("" if self.against_first else ", or the machine is")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What this machine reaches through the runtime, at best.
+
+    Attributes:
+        threads: Intra-op threads.
+        int8_gmacs: 10^9 multiply-accumulates of 8-bit integers per second.
+        float_gmacs: 10^9 of float32.
+        stream_gbytes: 10^9 bytes of weights per second that one row is multiplied with.
+    """
+
+    threads: int
+    int8_gmacs: float
+    float_gmacs: float
+    stream_gbytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of a model takes.
+
+    Attributes:
+        integer_macs: Multiply-accumulates in integer kernels.
+        float_macs: Those in float kernels.
+        bytes: Of constants, inputs and outputs.
+    """
+
+    integer_macs: int
+    float_macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Roof:
+    """How near a model comes to the machine's peak.
+
+    Attributes:
+        work: Of one call.
+        peak: Of the machine.
+        best_ms: Its fastest call.
+    """
+
+    work: Work
+    peak: Peak
+    best_ms: float
+
+    @property
+    def least_ms(self) -> float:
+        """Milliseconds that the work takes at the peak."""
+        compute = self.work.integer_macs / self.peak.int8_gmacs + self.work.float_macs / self.peak.float_gmacs
+        return max(compute, self.work.bytes / self.peak.stream_gbytes) / 1e6
+
+    @property
+    def share(self) -> float:
+        """Of the machine's peak that the fastest call reaches."""
+        return self.least_ms / self.best_ms
 
 
 @dataclass(frozen=True)
