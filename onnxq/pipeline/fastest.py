@@ -96,7 +96,8 @@ def fastest(start: Placement, again: Again, clock: Clock, *, threads: int, alway
             best, after = newest, race.to_float
     inside = {unit.name for unit in best.layers}
     back = tuple(unit.name for unit in start.layers if unit.name not in inside)
-    return Found(best, Placed("cpu", threads, len(start.layers), back, before, after, len(seen) - 1))
+    nodes = tuple(unit.name for unit in start.units if unit.name in _nodes(start) - _nodes(best))
+    return Found(best, Placed("cpu", threads, len(start.layers), back, nodes, before, after, len(seen) - 1))
 
 
 def _unseen(start: Placement, prices: Prices, again: Again, seen: Collection[frozenset[str]]) -> Placement | None:

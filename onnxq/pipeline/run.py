@@ -185,7 +185,7 @@ class Work:
     @cached_property
     def provenance(self) -> dict[str, str]:
         """What the file says about itself."""
-        back = {"onnxq.back_in_float": json.dumps(self.placed.back)} if self.placed and self.placed.back else {}
+        back = {"onnxq.back_in_float": json.dumps(self.placed.nodes)} if self.placed and self.placed.back else {}
         return {
             **back,
             "onnxq.version": __version__,

@@ -175,6 +175,7 @@ class Placed:
         threads: Intra-op threads.
         layers: Integer layers that the rules of placement alone give.
         back: Those of them that run in float again.
+        nodes: All nodes that do, layers or not.
         before: Time of the network that the rules give, as a share of the float file's.
         after: The same of the network that was kept.
         rounds: Other placements that were timed.
@@ -184,6 +185,7 @@ class Placed:
     threads: int
     layers: int
     back: tuple[str, ...]
+    nodes: tuple[str, ...]
     before: Interval
     after: Interval
     rounds: int

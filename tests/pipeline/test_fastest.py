@@ -75,7 +75,7 @@ def test_a_faster_placement_is_kept_and_said():
     clock = Clock(lambda layers: 1.3 if "stem" in layers else 0.7, SLOW_STEM, SLOW_STEM, SLOW_STEM)
     found = look(clock)
     assert inside(found.placement) == {"mid", "last", "head"}
-    assert found.placed.back == ("stem",)
+    assert found.placed.back == found.placed.nodes == ("stem",)
     assert (found.placed.layers, found.placed.threads) == (4, 2)
     assert found.placed.before.value == 1.3
     assert found.placed.after.value == 0.7
@@ -130,6 +130,7 @@ def test_prices_are_corrected_and_three_placements_tried_at_most(monkeypatch):
     assert found.placed.rounds == 3
     assert inside(found.placement) == {"mid", "head"} or inside(found.placement) == {"last", "head"}
     assert found.placed.back == ("stem", "last")
+    assert found.placed.nodes == ("stem", "last", "pool", "flat")
     assert found.placed.after.value == pytest.approx(1.3)
 
 
