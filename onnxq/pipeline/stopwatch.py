@@ -20,7 +20,7 @@ from onnxq.recipe import Recipe
 from onnxq.runtime import SessionConfig
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan
 
-SECONDS, LEAST_ROUNDS = 0.3, 9
+SECONDS, LEAST_ROUNDS = 0.3, 7
 """Time per file of a race, and its fewest rounds."""
 FACTORS = (0.5, 8.0)
 """Steps between float and integers may turn out this much cheaper or dearer than their nodes by themselves."""

@@ -7,7 +7,7 @@ from helpers import model, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.plan import place
+from onnxq.plan import paying, place
 from onnxq.plan.paying import OUTSIDE, Crossing, Prices, cheapest, crossings, total, unpaid
 
 TIMES = st.integers(0, 12).map(float)
@@ -45,6 +45,21 @@ def test_no_labelling_takes_less_time_and_none_of_equal_time_has_more_integers(p
         rival = total(slow, quick, tensors, other)
         assert time <= rival
         assert rival > time or other <= found
+
+
+@pytest.mark.parametrize("starts", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("ends", [("c", "d"), ("d", "c")])
+def test_flow_that_took_a_wrong_turn_is_led_back(starts, ends):
+    network = paying._Network()
+    for start in starts:
+        network.arc(paying._SOURCE, start, 1)
+    for end in ends:
+        network.arc("a", end, 1)
+        network.arc(end, paying._SINK, 1)
+    network.arc("b", "c", 1)
+    network.arc("b", "b", 7)
+    network.fill()
+    assert network.behind() == {paying._SINK}
 
 
 def test_a_total_counts_nodes_and_each_crossing_tensor_once():
