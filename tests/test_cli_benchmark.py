@@ -65,7 +65,7 @@ def test_the_document_has_the_peak_the_work_and_the_comparison(tmp_path, capsys)
     assert "26.61 M" in shown
     assert run(["benchmark", str(CNN), *QUICK, "--compare", str(kept), "--json", "--no-peak"]) == 0
     comparison = json.loads(capsys.readouterr().out)["comparison"]
-    assert comparison["with"] == str(kept)
+    assert comparison["old"] == str(kept)
     assert comparison["machine_differs"] == []
     assert comparison["missing"] == 0
     (change,) = comparison["changes"]

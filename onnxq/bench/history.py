@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxq.bench.stats import change_interval
 from onnxq.errors import InputError
-from onnxq.types import Change, Interval, Latency
+from onnxq.types import Change, Comparison, Interval, Latency
 
 SCHEMA = 1
 
@@ -35,13 +35,21 @@ class History:
     machine: Mapping[str, object]
     latencies: tuple[Latency, ...]
 
-    def unlike(self, machine: Mapping[str, object]) -> tuple[str, ...]:
-        """How `machine` differs from where it ran, one phrase for each difference."""
-        return tuple(
+    def compare(self, now: Sequence[Latency], machine: Mapping[str, object], seed: int = 0) -> Comparison:
+        """What changed since then.
+
+        Args:
+            now: The newer run.
+            machine: Where that ran.
+            seed: Of the bootstrap.
+        """
+        differs = tuple(
             f"{name} was {self.machine.get(name)}, is {value}"
             for name, value in machine.items()
             if self.machine.get(name) != value
         )
+        found = changes(now, self.latencies, seed)
+        return Comparison(str(self.path), differs, len(now) - len(found), found)
 
 
 def read_history(path: Path) -> History:

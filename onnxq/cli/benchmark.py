@@ -53,13 +53,7 @@ def benchmark(
     them alike.
     """
     from onnxq import bench, calibrate, graph, runtime
-    from onnxq.report import (
-        benchmark_document,
-        changes_document,
-        print_benchmark,
-        print_changes,
-        to_json,
-    )
+    from onnxq.report import benchmark_document, print_benchmark, print_changes, to_json
 
     paths = [graph.require_readable(path) for path in models]
     if save is not None:
@@ -86,12 +80,8 @@ def benchmark(
             log.stage("Measuring the machine's peak")
         roofs = () if no_peak else bench.roofs(paths, found, shapes=sizes, feeds=feeds)
     named = _with_names(found, models)
-    document = benchmark_document(named, runtime.machine(), roofs)
-    changes = None
-    if old is not None:
-        since = bench.changes(named, old.latencies)
-        changes = (str(compare), since, old.unlike(runtime.machine()), len(named) - len(since))
-        document["comparison"] = changes_document(*changes)
+    changes = old.compare(named, runtime.machine()) if old is not None else None
+    document = benchmark_document(named, runtime.machine(), roofs, changes)
     if save is not None:
         write_atomically(save, to_json(document) + "\n")
     if as_json:
@@ -99,7 +89,7 @@ def benchmark(
         return
     print_benchmark(stdout_console(), named, roofs)
     if changes is not None:
-        print_changes(stdout_console(), *changes)
+        print_changes(stdout_console(), changes)
 
 
 def _with_names(found: tuple[Latency, ...], models: tuple[Path, ...]) -> list[Latency]:

@@ -23,7 +23,7 @@ from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
 from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
-from onnxq.pipeline.verify import too_slow, verify
+from onnxq.pipeline.verify import Checks, too_slow, verify
 from onnxq.plan import Placement, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
 from onnxq.types import (
@@ -40,21 +40,6 @@ from onnxq.types import (
 )
 from onnxq.types.details import Details
 from onnxq.version import __version__
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is measured about a result.
-
-    Attributes:
-        verify: Compare it with the float model.
-        time_it: Measure latency while verifying.
-        explain: Measure every layer, for the report.
-    """
-
-    verify: bool = True
-    time_it: bool = True
-    explain: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,21 @@ ROUNDING = 1e-5
 """Of an output's largest value."""
 ALLOWED_GAP = 2.0
 """Steps by which an optimised kernel may differ from the plain meaning of its nodes: rounding, twice."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is measured about a result.
+
+    Attributes:
+        verify: Compare it with the float model.
+        time_it: Measure latency while verifying.
+        explain: Measure every layer, for the report.
+    """
+
+    verify: bool = True
+    time_it: bool = True
+    explain: bool = False
 
 
 def verify(

@@ -1,6 +1,6 @@
 """What people and programs read: terminal tables and JSON."""
 
-from onnxq.report.benchmark import benchmark_document, changes_document, print_benchmark, print_changes
+from onnxq.report.benchmark import benchmark_document, print_benchmark, print_changes
 from onnxq.report.document import (
     evaluation_document,
     inspection_document,
@@ -20,7 +20,6 @@ from onnxq.report.terminal import (
 __all__ = [
     "Hardening",
     "benchmark_document",
-    "changes_document",
     "evaluation_document",
     "harden_document",
     "html_compare",

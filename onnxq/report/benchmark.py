@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxq.report.document import SCHEMA
-from onnxq.types import Change, Latency, Peak, Roof
+from onnxq.types import Comparison, Latency, Peak, Roof
 
 NUMBERS = ("threads", "batch", "median", "p95", "MACs", "bytes", "of the peak", "then", "now")
 
@@ -63,22 +63,14 @@ def _peak(peak: Peak) -> str:
     )
 
 
-def print_changes(console: Console, old: str, found: Sequence[Change], unlike: Sequence[str], missing: int) -> None:
-    """What changed since an older run.
-
-    Args:
-        console: Where to.
-        old: Its file.
-        found: Every model and setting that both have.
-        unlike: How the machines differ.
-        missing: Number of models and settings that the older run does not have.
-    """
-    console.print(f"\n[bold]against {escape(PurePath(old).name)}[/]")
-    for difference in unlike:
+def print_changes(console: Console, found: Comparison) -> None:
+    """What changed since an older run."""
+    console.print(f"\n[bold]against {escape(PurePath(found.old).name)}[/]")
+    for difference in found.machine_differs:
         console.print(f"  another machine: {escape(difference)}")
-    if found:
+    if found.changes:
         table = _table("model", "provider", "threads", "batch", "then", "now", "now / then", "beyond the noise?")
-        for change in found:
+        for change in found.changes:
             table.add_row(
                 escape(change.model),
                 change.provider,
@@ -90,8 +82,8 @@ def print_changes(console: Console, old: str, found: Sequence[Change], unlike: S
                 change.words,
             )
         console.print(table)
-    if missing:
-        console.print(f"  {missing} of this run's rows are not in it")
+    if found.missing:
+        console.print(f"  {found.missing} of this run's rows are not in it")
 
 
 def _table(*headings: str) -> Table:
@@ -102,7 +94,10 @@ def _table(*headings: str) -> Table:
 
 
 def benchmark_document(
-    latencies: Sequence[Latency], machine: Mapping[str, object], roofs: Sequence[Roof | None] = ()
+    latencies: Sequence[Latency],
+    machine: Mapping[str, object],
+    roofs: Sequence[Roof | None] = (),
+    comparison: Comparison | None = None,
 ) -> dict[str, Any]:
     """The result of `benchmark`, raw samples included; `bench.read_history` reads it back.
 
@@ -110,6 +105,7 @@ def benchmark_document(
         latencies: What was measured.
         machine: Where.
         roofs: For each of them how near it is to the machine's peak; empty where that was not asked for.
+        comparison: With an older run.
     """
     entries = [asdict(latency) for latency in latencies]
     for entry, roof in zip(entries, roofs, strict=False):
@@ -121,6 +117,7 @@ def benchmark_document(
         "machine": dict(machine),
         "peaks": [asdict(peak) for peak in peaks],
         "latencies": entries,
+        "comparison": None if comparison is None else _comparison(comparison),
     }
 
 
@@ -128,7 +125,6 @@ def _roof(roof: Roof) -> dict[str, float]:
     return {**asdict(roof.work), "least_ms": roof.least_ms, "best_ms": roof.best_ms, "share_of_peak": roof.share}
 
 
-def changes_document(old: str, found: Sequence[Change], unlike: Sequence[str], missing: int) -> dict[str, Any]:
-    """What `benchmark --compare` adds; arguments as for `print_changes`."""
-    entries = [{**asdict(change), "exceeds_noise": change.exceeds} for change in found]
-    return {"with": old, "machine_differs": list(unlike), "missing": missing, "changes": entries}
+def _comparison(found: Comparison) -> dict[str, Any]:
+    entries = [{**asdict(change), "exceeds_noise": change.exceeds} for change in found.changes]
+    return {**asdict(found), "changes": entries}

@@ -30,7 +30,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
-from onnxq.types.speed import Change, Interval, Latency, Peak, Placed, Roof, Work
+from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work
 
 __all__ = [
     "Applied",
@@ -39,6 +39,7 @@ __all__ = [
     "BlockResult",
     "Border",
     "Change",
+    "Comparison",
     "Coverage",
     "Dataset",
     "Dim",

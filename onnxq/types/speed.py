@@ -109,6 +109,23 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One run of `benchmark` against an older one.
+
+    Attributes:
+        old: File of the older run.
+        machine_differs: How the machines differ, one phrase each.
+        missing: Models and settings of this run that the older one does not have.
+        changes: Those that both have.
+    """
+
+    old: str
+    machine_differs: tuple[str, ...]
+    missing: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
 class Peak:
     """What this machine reaches through the runtime, at best.
 

@@ -86,8 +86,12 @@ def test_a_saved_run_comes_back(tmp_path):
     path.write_text(to_json(benchmark_document(latencies, {"cores": 2, "features": ["avx2"]})))
     found = bench.read_history(path)
     assert list(found.latencies) == latencies
-    assert found.unlike({"cores": 2, "features": ["avx2"]}) == ()
-    assert found.unlike({"cores": 4, "features": ["avx2"]}) == ("cores was 2, is 4",)
+    now = found.compare([*latencies, *run(0.5, threads=9)], {"cores": 4, "features": ["avx2"]})
+    assert (now.old, now.machine_differs, now.missing) == (str(path), ("cores was 2, is 4",), 2)
+    assert now.changes == bench.changes(latencies, latencies)
+    assert found.compare(latencies, {"cores": 2}).machine_differs == ()
+    document = json.loads(to_json(benchmark_document(latencies, {}, comparison=now)))["comparison"]
+    assert [entry["exceeds_noise"] for entry in document["changes"]] == [False] * 4
     assert all(change.times.value == 1.0 for change in bench.changes(found.latencies, latencies))
 
 
