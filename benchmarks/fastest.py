@@ -22,14 +22,14 @@ RIVALS = ("ort-static", "ort-dynamic")
 OURS = {"onnxq rules": ("--placement", "rules"), "onnxq fastest": ("--preset", "fastest")}
 
 
-def quantize(model: Path, feeds: Path, out: Path, samples: int, threads: int) -> dict[str, Path]:
+def quantize(model: Path, feeds: Path, out: Path, samples: int, threads: int, rivals: list[str]) -> dict[str, Path]:
     """The files of all quantizers, by name; those that do not depend on the threads are made once."""
     made: dict[str, Path] = {}
     for name, options in OURS.items():
         path = out / f"{model.stem}.{name.replace(' ', '-')}.{threads}.onnx"
         argv = [*command("onnxq", model, feeds, path), *options, "--threads", str(threads), "--samples", str(samples)]
         made |= {name: path} if _done(argv, path) else {}
-    for name in RIVALS:
+    for name in rivals:
         path = out / f"{model.stem}.{name}.onnx"
         if path.exists() or _done(command(name, model, feeds, path), path):
             made[name] = path
@@ -78,6 +78,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument(
+        "--rivals", nargs="*", choices=RIVALS, default=list(RIVALS), help="dynamic convolutions are slow"
+    )
     parser.add_argument("--samples", type=int, default=32)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def main() -> None:
     for text in args.models:
         model, feeds = (Path(part).resolve() for part in text.split("=", 1))
         for threads in args.threads:
-            made = quantize(model, feeds, args.out, args.samples, threads)
+            made = quantize(model, feeds, args.out, args.samples, threads, args.rivals)
             lines.append(row(model, threads, list(made), measure(model, made, args.out, threads, args.seconds)))
             (args.out / "fastest.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
             print(lines[-1], flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from onnxq.recipe import Recipe
 from onnxq.runtime import SessionConfig
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan
 
-SECONDS, LEAST_ROUNDS = 0.3, 7
-"""Time per file of a race, and its fewest rounds."""
+SECONDS, LEAST_ROUNDS = (0.3, 1.5), 7
+"""Time per file of a race and, where it leaves in doubt who is faster, of the next one; and the fewest rounds."""
+DOUBT = 0.04
+"""Width of an interval around 1 that another race may narrow; equals are let be."""
 FACTORS = (0.5, 8.0)
 """Steps between float and integers may turn out this much cheaper or dearer than their nodes by themselves."""
 
@@ -86,17 +88,24 @@ class Stopwatch:
     def race(self, best: Placement, newest: Placement) -> Race:
         """Time the float file and the networks of two placements in turns."""
         files = list(dict.fromkeys([self._prepared.path, self._file(best), self._file(newest)]))
+        found = self._raced(files, SECONDS[0])
+        deciding = found.to_float if best is newest else found.to_best
+        if deciding.low <= 1 <= deciding.high and deciding.high - deciding.low > DOUBT:
+            found = self._raced(files, SECONDS[1])
+        return found
+
+    def _raced(self, files: Sequence[Path], seconds: float) -> Race:
+        """The last of `files` against the first, the float file, and against the one before it."""
+        seed = self._settings.seed
         found = bench.measure(
             files,
             threads=(self._settings.threads,),
             feeds=self._feeds,
-            seconds=SECONDS,
+            seconds=seconds,
             min_rounds=LEAST_ROUNDS,
-            seed=self._settings.seed,
+            seed=seed,
         )
-        plain, *_, last = found
-        rival = found[1]
-        seed = self._settings.seed
+        plain, rival, last = found[0], found[1], found[-1]
         to_best = bench.ratio_interval(last.samples_ms, rival.samples_ms, seed)
         return Race(bench.ratio_interval(last.samples_ms, plain.samples_ms, seed), to_best)
 

@@ -32,7 +32,7 @@ FLOAT_MS = {"stem": 3.0, "mid": 3.0, "last": 3.0, "pool": 0.2, "flat": 0.1, "hea
 
 @pytest.fixture(autouse=True)
 def _quick_races(monkeypatch):
-    monkeypatch.setattr(stopwatch, "SECONDS", 0.01)
+    monkeypatch.setattr(stopwatch, "SECONDS", (0.01, 0.01))
 
 
 def again(floats):
@@ -279,6 +279,26 @@ def test_the_clock_races_files_that_run_in_turns(tmp_path):
     other = clock.race(START, again(["stem"]))
     assert other.to_best.value != 1.0
     assert len(list(tmp_path.glob("[0-9].onnx"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("spans", "same", "races"),
+    [
+        ({"float": (1.1, 1.2), "best": (0.9, 1.1)}, False, 2),
+        ({"float": (0.9, 1.1), "best": (0.8, 0.9)}, False, 1),
+        ({"float": (0.9, 1.1), "best": (1.0, 1.0)}, True, 2),
+        ({"float": (1.1, 1.2), "best": (1.0, 1.0)}, True, 1),
+        ({"float": (0.99, 1.02), "best": (1.0, 1.0)}, True, 1),
+    ],
+)
+def test_a_race_in_doubt_is_run_again_for_longer(spans, same, races, tmp_path, monkeypatch):
+    clock = watch(tmp_path)
+    asked = []
+    result = Race(*(Interval(sum(span) / 2, *span) for span in (spans["float"], spans["best"])))
+    monkeypatch.setattr(stopwatch, "SECONDS", (1.0, 5.0))
+    monkeypatch.setattr(clock, "_raced", lambda files, seconds: asked.append((len(files), seconds)) or result)
+    assert clock.race(START, START if same else again(["stem"])) is result
+    assert asked == [(2 if same else 3, 1.0), (2 if same else 3, 5.0)][:races]
 
 
 def test_a_layer_that_only_one_profile_shows_has_no_say():
