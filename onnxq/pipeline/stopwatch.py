@@ -106,8 +106,8 @@ class Stopwatch:
             seed=seed,
         )
         plain, rival, last = found[0], found[1], found[-1]
-        to_best = bench.ratio_interval(last.samples_ms, rival.samples_ms, seed)
-        return Race(bench.ratio_interval(last.samples_ms, plain.samples_ms, seed), to_best)
+        pairs = ((last, plain), (last, rival), (rival, plain))
+        return Race(*(bench.ratio_interval(one.samples_ms, other.samples_ms, seed) for one, other in pairs))
 
     def prices(self, newest: Placement) -> Prices:
         """What nodes and steps cost, as far as known after a look into the network of `newest`."""

@@ -208,11 +208,6 @@ class Placed:
     rounds: int
 
     @property
-    def pays(self) -> bool:
-        """Whether integers gain time at all: what was kept is not slower than the float file."""
-        return self.after.low <= 1
-
-    @property
     def words(self) -> str:
         """What was gained, in one phrase."""
         tried = f"{self.rounds} other placement{'s' if self.rounds != 1 else ''} timed"
