@@ -1,6 +1,6 @@
 """ONNX models with the shapes of well-known networks and random weights, for latency and memory.
 
-    python benchmarks/shaped.py --out DIR [--models resnet50 mobilenetv2 bert vit] [--samples 16] [--seed 0]
+    python benchmarks/shaped.py --out DIR [--models resnet50 mobilenetv2 efficientnet bert vit] [--samples 16]
 
 Writes DIR/NAME.onnx and DIR/NAME/00000.npz, ...: unit Gaussian feeds of one sample each. The CNNs are in the
 form of an exported network with its BatchNormalization folded; BERT-base and ViT-B/16 have two layers of
@@ -162,6 +162,31 @@ def mobilenetv2(seed: int = 0) -> onnx.ModelProto:
     return net.pooled_classifier(relu6(net.conv(x, channels, 1280, 1)), 1280)
 
 
+def efficientnet(seed: int = 0) -> onnx.ModelProto:
+    """EfficientNet-B0 (Tan and Le, arXiv:1905.11946): 5.3 M weights, SiLU, squeeze and excitation."""
+    net = Network("efficientnet", [BATCH, 3, 224, 224], seed)
+
+    def silu(x: str) -> str:
+        return net.node("Mul", x, net.node("Sigmoid", x))
+
+    def excited(x: str, width: int, narrow: int) -> str:
+        pooled = net.node("GlobalAveragePool", x)
+        gate = net.conv(silu(net.conv(pooled, width, narrow, 1)), narrow, width, 1)
+        return net.node("Mul", x, net.node("Sigmoid", gate))
+
+    x, channels = silu(net.conv("x", 3, 32, 3, 2)), 32
+    stages = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5))
+    for expand, wide, depth, first, kernel in (*stages, (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)):
+        for stride in (first, *[1] * (depth - 1)):
+            width = channels * expand
+            branch = x if expand == 1 else silu(net.conv(x, channels, width, 1))
+            branch = silu(net.conv(branch, width, width, kernel, stride, group=width))
+            branch = net.conv(excited(branch, width, channels // 4), width, wide, 1, gain=0.7)
+            same = stride == 1 and channels == wide
+            x, channels = net.node("Add", x, branch) if same else branch, wide
+    return net.pooled_classifier(silu(net.conv(x, channels, 1280, 1)), 1280)
+
+
 def bert(seed: int = 0, layers: int = 2) -> onnx.ModelProto:
     """Layers of BERT-base (Devlin et al., arXiv:1810.04805) on hidden states [1, 128, 768], norms last."""
     shape = [1, TOKENS, WIDTH]
@@ -194,6 +219,7 @@ def vit(seed: int = 0, layers: int = 2) -> onnx.ModelProto:
 MODELS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "resnet50": resnet50,
     "mobilenetv2": mobilenetv2,
+    "efficientnet": efficientnet,
     "bert": bert,
     "vit": vit,
 }

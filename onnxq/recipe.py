@@ -21,13 +21,15 @@ from onnxq.plan.budgets import Wishes, read_wishes
 from onnxq.tune.methods import LEARNED
 
 TARGETS = ("auto", "cpu")
-PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit")
+PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit", "fastest")
 RECONSTRUCTIONS = ("none", *LEARNED)
 UNITS = ("block", "layer", "parallel")
+PLACEMENTS = ("auto", "rules", "measured")
 ATTENTIONS = ("float", "auto", *map(str, range(2, 9)))
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "preset": PRESET_NAMES,
     "target": TARGETS,
+    "placement": PLACEMENTS,
     "ranges": ("auto", *RULES),
     "reconstruction": RECONSTRUCTIONS,
     "unit": UNITS,
@@ -44,6 +46,9 @@ class Recipe:
     Attributes:
         preset: The preset this recipe started from.
         target: "auto" (this machine) or "cpu" (any x86 with VNNI, or ARM).
+        placement: Where nodes run: by the "rules" of the target, by what is "measured" to be faster here, or "auto":
+            measured where the rules' network is slower than the float file.
+        threads: Intra-op threads that latency is measured with.
         ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the model's outputs least.
         weight_bits: Bits of the weights of all layers but the first and last.
         activation_bits: Bits of the inputs of all layers but the first and last; fewer than 8 are emulated, and CPUs
@@ -79,6 +84,8 @@ class Recipe:
 
     preset: str = "balanced"
     target: str = "auto"
+    placement: str = "auto"
+    threads: int = 1
     ranges: str = "auto"
     weight_bits: int = 8
     activation_bits: int = 8
@@ -132,7 +139,7 @@ class Recipe:
         passes.require_known(self.without)
         if self.wishes and self.attention_bits:
             raise UsageError("budgets leave the products of attention in float: take attention = float.")
-        for name, least in (("samples", 1), ("iterations", 1), ("seed", 0)):
+        for name, least in (("samples", 1), ("iterations", 1), ("seed", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")
 
@@ -167,8 +174,9 @@ ACCURATE = replace(ADVANCED, preset="accurate", iterations=1000, samples=2048)
 REPAPQ = Recipe(preset="repapq", reconstruction="repapq")
 AQUANT = Recipe(preset="aquant", reconstruction="aquant")
 REPQ_VIT = Recipe(preset="repq-vit", bn_tuning=False, migrate_norms=True, attention="auto")
+FASTEST = Recipe(preset="fastest", placement="measured")
 PRESETS: Mapping[str, Recipe] = {
-    recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, ACCURATE, REPAPQ, AQUANT, REPQ_VIT)
+    recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, ACCURATE, REPAPQ, AQUANT, REPQ_VIT, FASTEST)
 }
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -250,6 +251,14 @@ def cpu_features() -> frozenset[str]:
         return frozenset()
     line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     return frozenset(line.partition(":")[2].split())
+
+
+def processor() -> str:
+    """What this machine's processor calls itself, "" where unknown."""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return ""
 
 
 def machine() -> dict[str, object]:

@@ -22,7 +22,7 @@ from onnxq.recipe import (
 )
 
 BITS = st.integers(2, 8)
-KNOWN = "fast, balanced, light, advanced, accurate, repapq, aquant, repq-vit"
+KNOWN = "fast, balanced, light, advanced, accurate, repapq, aquant, repq-vit, fastest"
 WIDE = BITS | st.just(16)
 TAKES = {
     "weight_bits": "2 to 8",

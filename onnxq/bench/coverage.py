@@ -75,6 +75,7 @@ def coverage(
         total_macs=sum(macs.values()),
         kernels=_histogram(executed),
         floats=tuple(sorted(floats, key=lambda node: -node.macs)),
+        constant_bytes=graph.nbytes(executed),
     )
 
 

@@ -28,6 +28,8 @@ from onnxq.types import Feeds, InputSpec, Latency
 
 MAX_ROUNDS = 10_000
 """More rounds than this only make the raw samples longer."""
+FIRST_RUN_SECONDS = 300.0
+"""A model whose first run takes longer is given up: a loop in it may never end."""
 _SHORT_NAMES = {full: short for short, full in runtime.PROVIDERS.items()}
 _LOOK = runtime.SessionConfig(threads=1, optimize="off")
 
@@ -68,7 +70,7 @@ def measure(
         feeds: Real rows; without them inputs are random.
         seconds: Time per model and setting.
         min_rounds: Rounds to run even if they take longer.
-        warmup: Rounds that are not counted.
+        warmup: Rounds that are not counted, at least one.
         seed: Of the order of calls, of random inputs and of the bootstrap.
         progress: Receives one line per setting, and notes.
 
@@ -78,6 +80,7 @@ def measure(
     Raises:
         UsageError: The models cannot be compared, or an input's shape is not known.
         EnvironmentFault: A provider is not there.
+        UnsupportedError: A model does not finish its first run within `FIRST_RUN_SECONDS`.
     """
     tell = progress or (lambda line: None)
     _check(models, providers, threads, batches)
@@ -122,7 +125,7 @@ def _ran_on(path: Path, provider: str, feeds: Feeds) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         config = runtime.SessionConfig(provider, threads=1, profile=str(Path(folder) / "profile"))
         session = runtime.Session(path, config)
-        session.run(feeds)
+        session.run(feeds, limit_s=FIRST_RUN_SECONDS)
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
     counts = Counter(
         event["args"]["provider"]
@@ -141,7 +144,9 @@ def _time(
     seconds, min_rounds, warmup = limits
     config = runtime.SessionConfig(setting.provider, setting.threads, stop_spinning=len(models) > 1)
     sessions = [runtime.Session(path, config) for path in models]
-    for _ in range(warmup):
+    for session in sessions:
+        session.run(feeds, limit_s=FIRST_RUN_SECONDS)
+    for _ in range(warmup - 1):
         for session in sessions:
             session.run(feeds)
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 paired ratio    r_i = t_i / t0_i of round i; the estimate is median(r), its interval the 2.5 % and 97.5 %
                 quantiles of the median over resampled rounds. Rounds are resampled in runs of n^(1/3)
                 neighbours, because load on a shared machine comes in bursts: neighbours are dependent.
+two runs        median(a) / median(b) of independent samples; both are resampled in the same way
 proportion      Wilson's interval: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
 McNemar         of the n rows on which exactly one of two models is right, the number that the first wins
                 is Binomial(n, 1/2) when both are equally good
@@ -31,17 +32,35 @@ def ratio_interval(times: npt.ArrayLike, reference: npt.ArrayLike, seed: int = 0
         seed: Of the bootstrap.
     """
     ratios = np.asarray(times, np.float64) / np.asarray(reference, np.float64)
+    low, high = np.quantile(_medians(ratios, np.random.default_rng(seed)), (0.025, 0.975))
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def change_interval(now: npt.ArrayLike, then: npt.ArrayLike, seed: int = 0) -> Interval:
+    """Ratio of the medians of two independent samples, with a bootstrap 95 % interval.
+
+    Args:
+        now: One figure per round.
+        then: The same of another run, of any length.
+        seed: Of the bootstrap.
+    """
+    new, old = np.asarray(now, np.float64), np.asarray(then, np.float64)
     rng = np.random.default_rng(seed)
-    rounds = len(ratios)
+    low, high = np.quantile(_medians(new, rng) / _medians(old, rng), (0.025, 0.975))
+    return Interval(float(np.median(new) / np.median(old)), float(low), float(high))
+
+
+def _medians(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Medians of `RESAMPLES` resamplings of rounds, in runs of neighbours."""
+    rounds = len(values)
     run = max(1, round(rounds ** (1 / 3)))
-    wrapped = np.concatenate([ratios, ratios[:run]])
+    wrapped = np.concatenate([values, values[:run]])
     offsets = np.arange(run)
     medians = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         starts = rng.integers(0, rounds, -(-rounds // run))
         medians[index] = np.median(wrapped[starts[:, None] + offsets].ravel()[:rounds])
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return Interval(float(np.median(ratios)), float(low), float(high))
+    return medians
 
 
 def wilson(successes: int, trials: int) -> Interval:

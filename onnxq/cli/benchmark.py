@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxq.cli.common import integers, stdout_console, terminal_log
+from onnxq.cli.common import integers, require_writable, stdout_console, terminal_log, write_atomically
 
 if TYPE_CHECKING:
     from onnxq.types import Latency
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 )
 @click.option("--data", metavar="DATA", help="Real rows instead of random ones.")
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="Time per model and setting.")
+@click.option("--no-peak", is_flag=True, help="Do not say how near models come to the machine's peak.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Keep the JSON document for --compare.")
+@click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json", help="What changed since that run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all raw samples.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def benchmark(
@@ -38,6 +41,9 @@ def benchmark(
     shapes: tuple[str, ...],
     data: str | None,
     seconds: float,
+    no_peak: bool,
+    save: Path | None,
+    compare: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -47,31 +53,43 @@ def benchmark(
     them alike.
     """
     from onnxq import bench, calibrate, graph, runtime
-    from onnxq.report import benchmark_document, print_benchmark, to_json
+    from onnxq.report import benchmark_document, print_benchmark, print_changes, to_json
 
-    for path in models:
-        graph.require_readable(path)
+    paths = [graph.require_readable(path) for path in models]
+    if save is not None:
+        require_writable(save, paths[0])
+    old = bench.read_history(compare) if compare is not None else None
+    sizes = bench.parse_shapes(list(shapes)) if shapes else None
     feeds = None
     if data is not None:
-        specs = runtime.Session(graph.require_readable(models[0])).inputs
+        specs = runtime.Session(paths[0]).inputs
         feeds = next(iter(calibrate.open_data(data, specs, samples=max(batch))))
     with terminal_log(quiet or as_json) as log:
         log.stage("Measuring")
         found = bench.measure(
-            [graph.require_readable(path) for path in models],
+            paths,
             providers=providers or runtime.available_providers(),
             threads=threads,
             batches=batch,
-            shapes=bench.parse_shapes(list(shapes)) if shapes else None,
+            shapes=sizes,
             feeds=feeds,
             seconds=seconds,
             progress=log.note,
         )
+        if not no_peak:
+            log.stage("Measuring the machine's peak")
+        roofs = () if no_peak else bench.roofs(paths, found, shapes=sizes, feeds=feeds)
     named = _with_names(found, models)
+    changes = old.compare(named, runtime.machine()) if old is not None else None
+    document = benchmark_document(named, runtime.machine(), roofs, changes)
+    if save is not None:
+        write_atomically(save, to_json(document) + "\n")
     if as_json:
-        click.echo(to_json(benchmark_document(named, runtime.machine())))
-    else:
-        print_benchmark(stdout_console(), named)
+        click.echo(to_json(document))
+        return
+    print_benchmark(stdout_console(), named, roofs)
+    if changes is not None:
+        print_changes(stdout_console(), changes)
 
 
 def _with_names(found: tuple[Latency, ...], models: tuple[Path, ...]) -> list[Latency]:

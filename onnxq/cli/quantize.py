@@ -41,9 +41,12 @@ Examples:
 @click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error, "
               "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
-              "methods.")  # fmt: skip
+              "methods. fastest: balanced, placed by measured time.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
+@click.option("--placement", metavar="NAME", help="auto (default): layers go back to float by measured time if the "
+              "result would be slower than float. measured: by time anyway. rules: never.")  # fmt: skip
+@click.option("--threads", type=int, help="Intra-op threads that latency is measured with (default 1).")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
 @click.option("--activation-bits", type=int, help="2 to 8 (default 8) or 16; only 8 is fast on CPUs.")
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
@@ -167,7 +170,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
     fields = (
         "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
         "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
-        "max_bops", "max_cost", "attention", "softmax",
+        "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(

@@ -54,6 +54,7 @@ from onnxq.graph.opsets import raise_opset
 from onnxq.graph.packed import INT8, INT32, add_packed, sources
 from onnxq.graph.slices import cut_at_codes, with_outputs
 from onnxq.graph.soften import Softened, soften
+from onnxq.graph.text import from_text
 
 __all__ = [
     "INT8",
@@ -81,6 +82,7 @@ __all__ = [
     "disk_bytes",
     "dtype_name",
     "forget_shapes",
+    "from_text",
     "infer_shapes",
     "input_specs",
     "layer_of",

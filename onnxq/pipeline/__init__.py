@@ -4,9 +4,10 @@ from onnxq.pipeline.checkpoint import forget_progress
 from onnxq.pipeline.contents import inspect
 from onnxq.pipeline.prepare import Prepared, prepare
 from onnxq.pipeline.rewrite import reparam, simplify
-from onnxq.pipeline.run import Checks, QuantizedModel, quantize
+from onnxq.pipeline.run import QuantizedModel, quantize
 from onnxq.pipeline.score import evaluate
 from onnxq.pipeline.tuning import Workplace
+from onnxq.pipeline.verify import Checks
 
 __all__ = [
     "Checks",

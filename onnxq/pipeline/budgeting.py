@@ -192,6 +192,7 @@ def _choose(
         macs=ask.macs,
         tuned=ask.settings.bn_tuning,
         workers=ask.workers or -1,
+        threads=ask.settings.threads,
         cache=cache,
         contest=contest,
         log=log,

@@ -64,7 +64,7 @@ class Calibrated:
         unseen = {name: "no range was observed" for name in placement.tensors if name not in self.ranges[BASE[1]]}
         if unseen:
             placement = place(self.model, keep_float=asked, refuse=unseen)
-        placement = replace(placement, skipped={**placement.skipped, **old.skipped})
+        placement = replace(placement, tables=old.tables, skipped={**placement.skipped, **old.skipped})
         return Calibrated(self.model, placement, self.ranges, self.precision)
 
     def by_layer(self, bits: Mapping[str, Bits]) -> dict[str, Bits]:

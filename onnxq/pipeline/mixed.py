@@ -31,6 +31,7 @@ def choose_bits(
     macs: Mapping[str, int] | None = None,
     tuned: bool = True,
     workers: int = -1,
+    threads: int = 1,
     cache: Path | None = None,
     contest: Callable[[Choice], bool] | None = None,
     log: Log = Silence(),
@@ -48,6 +49,7 @@ def choose_bits(
         macs: Multiply-accumulates per row of the layers, for `max_bops`.
         tuned: The final network gets its moments matched.
         workers: Processes; -1 for one per core.
+        threads: Intra-op threads that latency is measured with.
         cache: Folder that keeps sensitivities from run to run.
         contest: Measure rivals of the program's choice, too, those for which this is true (`contested`).
         log: Progress.
@@ -63,7 +65,7 @@ def choose_bits(
     if tried != [BASE] or wishes.max_drop is None:
         known = sensitivities(found, tried, batches, tuned=tuned, workers=workers, cache=cache, log=log)
         one = {name: value[:1] for name, value in batches[0].items()} if rows_are_free(found.model) else batches[0]
-        latency, float_ms = latency_costs(found, tried, one) if timed else (None, 0.0)
+        latency, float_ms = latency_costs(found, tried, one, threads=threads) if timed else (None, 0.0)
         size = graph.disk_bytes(float_path)
         budgets = budgets_of(found, known, wishes, float_bytes=size, latency=latency, float_ms=float_ms, macs=macs)
     if wishes.max_drop is not None:

@@ -23,9 +23,7 @@ TRIAL_ROWS = 16
 
 def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Placement, Observations]:
     """Placement and statistics; tensors with infinities or NaN are taken out of the placement."""
-    keep = _matches(model, settings.keep_float)
-    attention = Attention(settings.attention_bits, settings.softmax)
-    placement = place(model, keep_float=keep, attention=attention)
+    placement = placed(model, settings)
     if not placement.layers:
         reasons = sorted({f"{name}: {reason}" for name, reason in placement.skipped.items()})[:3]
         why = f" ({'; '.join(reasons)})" if reasons else ""
@@ -34,15 +32,37 @@ def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Pl
     observations = calibrate.observe(
         model, rows, placement.tensors, bench.matrix_tensors(model), seed=settings.seed, progress=log.advance
     )
-    broken = {
-        name: f"its tensor {name} holds infinities or NaN"
-        for name, stats in observations.tensors.items()
-        if not stats.finite
-    }
+    broken = sum(not stats.finite for stats in observations.tensors.values())
     if broken:
-        log.warn(f"{len(broken)} tensors hold infinities or NaN on the calibration data and stay in float")
-        placement = place(model, keep_float=keep, refuse=broken, attention=attention)
+        log.warn(f"{broken} tensors hold infinities or NaN on the calibration data and stay in float")
+        placement = placed(model, settings, observations)
     return placement, observations
+
+
+def placed(
+    model: Model, settings: Recipe, seen: Observations | None = None, floats: Mapping[str, str] | None = None
+) -> Placement:
+    """What the rules and the recipe say about where nodes run.
+
+    Args:
+        model: The prepared float model.
+        settings: Nodes to keep in float, and how attention is quantized.
+        seen: Statistics; tensors without finite ones are refused.
+        floats: More nodes to keep in float -> why.
+    """
+    refuse = {}
+    if seen is not None:
+        broken = [name for name, stats in seen.tensors.items() if not stats.finite]
+        refuse = {name: f"its tensor {name} holds infinities or NaN" for name in broken}
+    kept = [*_matches(model, settings.keep_float), *(floats or {})]
+    attention = Attention(settings.attention_bits, settings.softmax)
+    found = place(model, keep_float=kept, refuse=refuse, attention=attention)
+    unseen = [name for name in found.tensors if seen is not None and name not in seen.tensors]
+    if unseen:
+        refuse |= dict.fromkeys(unseen, "no range was observed")
+        found = place(model, keep_float=kept, refuse=refuse, attention=attention)
+    why = {name: reason for name, reason in (floats or {}).items() if name in found.skipped}
+    return replace(found, skipped=found.skipped | why)
 
 
 def _matches(model: Model, patterns: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,25 @@ from onnxq.pipeline.details import details
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
-from onnxq.pipeline.verify import verify
+from onnxq.pipeline.verify import Checks, too_slow, verify
 from onnxq.plan import Placement, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
-from onnxq.types import BlockResult, Dataset, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
+from onnxq.types import (
+    BlockResult,
+    Dataset,
+    LearnedLayer,
+    Log,
+    Observations,
+    Placed,
+    QuantPlan,
+    Silence,
+    Tuned,
+    Verdict,
+)
 from onnxq.types.details import Details
 from onnxq.version import __version__
-
-SLACK = 1.02
-"""A latency that is this much above the limit is taken to meet it: repeated measurements differ by as much."""
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is measured about a result.
-
-    Attributes:
-        verify: Compare it with the float model.
-        time_it: Measure latency while verifying.
-        explain: Measure every layer, for the report.
-    """
-
-    verify: bool = True
-    time_it: bool = True
-    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +155,7 @@ class Work:
         labelled: Rows with classes, if there are any.
         settings: The resolved recipe.
         log: Progress.
+        placed: What measured placement changed.
     """
 
     path: Path
@@ -170,11 +165,14 @@ class Work:
     labelled: LabelledDataset | None
     settings: Recipe
     log: Log
+    placed: Placed | None = None
 
     @cached_property
     def provenance(self) -> dict[str, str]:
         """What the file says about itself."""
+        back = {"onnxq.back_in_float": json.dumps(self.placed.nodes)} if self.placed and self.placed.back else {}
         return {
+            **back,
             "onnxq.version": __version__,
             "onnxq.recipe": json.dumps(asdict(self.settings), sort_keys=True),
             "onnxq.source": self.path.name,
@@ -212,6 +210,9 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     """Place, observe, plan, tune, emit, verify."""
     prepared, settings, log = work.prepared, work.settings, work.log
     placement, observations = observe(prepared.model, work.rows, settings, log)
+    if checks.verify and checks.time_it:
+        found_here = measured(prepared, placement, observations, work.rows, settings, log)
+        placement, work = found_here.placement, replace(work, placed=found_here.placed)
     macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
     plan, missed = _planned(work, placement, observations, macs, keep, place.workers)
     outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
@@ -219,8 +220,18 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     quantized = _emitted(work, tuned)
     verdict = found = None
     if checks.verify:
-        timed, seed = checks.time_it, settings.seed
-        verdict = verify(prepared, quantized, tuned.plan, work.held_out, macs, time_it=timed, seed=seed, log=log)
+        threads = settings.threads if checks.time_it else 0
+        verdict = verify(
+            prepared,
+            quantized,
+            tuned.plan,
+            work.held_out,
+            macs,
+            threads=threads,
+            placed=work.placed,
+            seed=settings.seed,
+            log=log,
+        )
     if checks.explain:
         found = details(prepared, quantized, tuned, observations, work.held_out, log=log)
     return QuantizedModel(
@@ -233,7 +244,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         verdict=verdict,
         learned=tuned.layers,
         blocks=outcome.blocks,
-        missed=missed or _too_large(work, quantized) or _too_slow(settings, verdict),
+        missed=missed or _too_large(work, quantized) or too_slow(settings, verdict),
         details=found,
         progress=place.progress if keeps_progress(settings) else None,
     )
@@ -268,18 +279,6 @@ def _too_large(work: Work, quantized: Model) -> str:
         return ""
     most, found = limit.of(graph.disk_bytes(work.path)), written_bytes(quantized)
     return "" if found <= most else f"the size {work.settings.max_size} is not met: the file has {found} bytes."
-
-
-def _too_slow(settings: Recipe, verdict: Verdict | None) -> str:
-    """Why the measured latency is not what was asked for; "" where it is, or was not measured."""
-    limit = settings.wishes.max_latency
-    if limit is None or verdict is None or len(verdict.latency) < 2:
-        return ""
-    plain, quick = verdict.latency
-    if quick.median_ms <= limit.of(plain.median_ms) * SLACK:
-        return ""
-    ratio = quick.median_ms / plain.median_ms
-    return f"the latency {settings.max_latency} is not met: {quick.median_ms:.3f} ms, {ratio:.2f}x, was measured."
 
 
 def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:

@@ -11,17 +11,14 @@ necessary; that is priced with the time of one element in such a node, times the
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxq import graph
+from onnxq import bench, graph
 from onnxq.emit import emit
 from onnxq.graph import Model, Value
 from onnxq.pipeline.calibrated import Calibrated
@@ -31,9 +28,8 @@ from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Feeds
 from onnxq.types.mixed import FLOAT, Bits, Costs
 
-RUNS, WARM_UP = 30, 5
 _NOTHING: dict[str, Any] = {"guards": (), "sums": (), "constants": {}, "tables": ()}
-_SUFFIX = re.compile(r"(_nchwc|_token_\d+|\.(bias|weight)_dq|/\w*Fusion\w*/?|_kernel_time)*")
+_SUFFIX = re.compile(r"(_nchwc|_token_\d+|\.(bias|weight)_dq|/\w*Fusion\w*/?)*")
 
 
 def latency_costs(
@@ -51,8 +47,8 @@ def latency_costs(
     config = SessionConfig(provider, threads)
     floats = profile(found.model, feeds, config)
     integers = profile(emit(found.model, found.base), feeds, config)
-    names = _names(found)
-    slow, quick = (_by_layer(times, names) for times in (floats, integers))
+    names = names_of(found.placement.layers)
+    slow, quick = (by_unit(times, names) for times in (floats, integers))
     layers = {
         unit.name: {bits: slow.get(unit.name, 0.0) if bits == FLOAT else quick.get(unit.name, 0.0) for bits in options}
         for unit in found.placement.layers
@@ -63,34 +59,26 @@ def latency_costs(
 
 
 def profile(model: Model, feeds: Feeds, config: SessionConfig) -> dict[str, float]:
-    """Median milliseconds of every executed node over `RUNS` runs, by the name that the runtime gives it."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        session = Session(model, replace(config, profile=str(Path(folder) / "profile")))
-        for _ in range(WARM_UP + RUNS):
-            session.run(feeds)
-        events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
-    times: dict[str, list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and str(event.get("name")).endswith("_kernel_time"):
-            times.setdefault(event["name"], []).append(event["dur"] / 1e3)
-    return {name: float(np.median(found[-RUNS:])) for name, found in times.items()}
+    """Milliseconds of every executed node, by the name that the runtime gives it."""
+    return {name: kernel.ms for name, kernel in bench.profiles([model], feeds, config)[0].items()}
 
 
-def _names(found: Calibrated) -> dict[str, str]:
-    """Names that the runtime may derive a node's from -> the layer."""
+def names_of(units: Iterable[Unit]) -> dict[str, str]:
+    """Names that the runtime may derive a node's from -> the unit."""
     names = {}
-    for unit in found.placement.layers:
+    for unit in units:
         for node in unit.members:
             names[str(node.name)] = unit.name
-            names |= {graph.name_of(value): unit.name for value in node.outputs}
+            names |= {graph.name_of(value): unit.name for value in node.outputs if value.name}
     return names
 
 
-def _by_layer(times: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+def by_unit(times: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    """Milliseconds of every unit that the runtime executes nodes of; the rest of `times` belongs to none."""
     sums: dict[str, float] = {}
     for name, time in times.items():
         plain = name.removeprefix("fused ")
-        owner = next((layer for key, layer in names.items() if _derived(plain, key)), None)
+        owner = next((unit for key, unit in names.items() if _derived(plain, key)), None)
         if owner is not None:
             sums[owner] = sums.get(owner, 0.0) + time
     return sums

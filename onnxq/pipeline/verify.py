@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,32 @@ import numpy as np
 from onnxq import bench, graph
 from onnxq.graph import Model
 from onnxq.pipeline.prepare import Prepared, probe_of
+from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Array, Coverage, Dataset, Feeds, Latency, Log, QuantPlan, Verdict
+from onnxq.types import Array, Coverage, Dataset, Feeds, Latency, Log, Placed, QuantPlan, Verdict
 
 COMPARED_ROWS = 256
+SLACK = 1.02
+"""A latency that is this much above the limit is taken to meet it: repeated measurements differ by as much."""
 ROUNDING = 1e-5
 """Of an output's largest value."""
 ALLOWED_GAP = 2.0
 """Steps by which an optimised kernel may differ from the plain meaning of its nodes: rounding, twice."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is measured about a result.
+
+    Attributes:
+        verify: Compare it with the float model.
+        time_it: Measure latency while verifying.
+        explain: Measure every layer, for the report.
+    """
+
+    verify: bool = True
+    time_it: bool = True
+    explain: bool = False
 
 
 def verify(
@@ -31,7 +50,8 @@ def verify(
     held_out: Dataset,
     macs: Mapping[str, int],
     *,
-    time_it: bool = True,
+    threads: int = 1,
+    placed: Placed | None = None,
     seed: int = 0,
     log: Log,
 ) -> Verdict:
@@ -43,7 +63,8 @@ def verify(
         plan: What was meant to run in integers.
         held_out: Rows that calibration did not see.
         macs: Multiply-accumulates per row by node name.
-        time_it: Measure the latency ratio.
+        threads: Intra-op threads to measure the latency ratio with; 0 does not measure it.
+        placed: What measured placement changed.
         seed: Of the bootstrap.
         log: Progress.
     """
@@ -55,7 +76,8 @@ def verify(
         fidelity = bench.compare(Session(prepared.path), candidate, _first(held_out, COMPARED_ROWS))
         gap = kernel_gap(quantized, probe_of(held_out, fixed_rows(candidate)))
         coverage = bench.coverage(path, macs, reasons=plan.skipped)
-        latency = _latency(prepared.path, path, held_out, seed, fixed_rows(candidate), log) if time_it else ()
+        fixed = fixed_rows(candidate)
+        latency = _latency(prepared.path, path, held_out, threads, seed, fixed, log) if threads else ()
         size = graph.disk_bytes(path)
     return Verdict(
         fidelity=fidelity,
@@ -64,7 +86,8 @@ def verify(
         quantized_bytes=size,
         latency=latency,
         optimized_gap=gap,
-        warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size)),
+        warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size, placed)),
+        placed=placed,
     )
 
 
@@ -104,15 +127,35 @@ def fixed_rows(session: Session) -> bool:
     return any(isinstance(spec.shape[0], int) for spec in session.inputs if spec.shape)
 
 
-def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, fixed: bool, log: Log) -> tuple[Latency, ...]:
+def _latency(
+    float_path: Path, path: Path, rows: Dataset, threads: int, seed: int, fixed: bool, log: Log
+) -> tuple[Latency, ...]:
     log.stage("Measuring latency")
     feeds = next(iter(rows))
     one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
-    return bench.measure([float_path, path], feeds=one, seconds=0.2, min_rounds=7, seed=seed)
+    return bench.measure([float_path, path], threads=(threads,), feeds=one, seconds=0.2, min_rounds=7, seed=seed)
+
+
+def too_slow(settings: Recipe, verdict: Verdict | None) -> str:
+    """Why the measured latency is not what was asked for; "" where it is, or was not measured."""
+    limit = settings.wishes.max_latency
+    if limit is None or verdict is None or len(verdict.latency) < 2:
+        return ""
+    plain, quick = verdict.latency
+    if quick.median_ms <= limit.of(plain.median_ms) * SLACK:
+        return ""
+    ratio = quick.median_ms / plain.median_ms
+    return f"the latency {settings.max_latency} is not met: {quick.median_ms:.3f} ms, {ratio:.2f}x, was measured."
 
 
 def _warnings(
-    plan: QuantPlan, coverage: Coverage, latency: tuple[Latency, ...], gap: float, source: Path, size: int
+    plan: QuantPlan,
+    coverage: Coverage,
+    latency: tuple[Latency, ...],
+    gap: float,
+    source: Path,
+    size: int,
+    placed: Placed | None,
 ) -> Iterable[str]:
     missed = [node for node in coverage.floats if node.name in plan.weights]
     if missed and not plan.simulated:
@@ -127,5 +170,7 @@ def _warnings(
         yield f"the quantized file is not smaller than {source.name}."
     if len(latency) > 1 and "SLOWER" in latency[1].words:
         yield f"on this machine the quantized model is no gain in speed: {latency[1].words}."
+        if placed is not None:
+            yield f"no placement of integers that was timed beats float: {source.name} is the fastest file here."
     if plan.simulated:
         yield "activations of other than 8 bits are simulated: exact, but in float kernels and without a speed gain."

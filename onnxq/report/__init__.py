@@ -1,7 +1,7 @@
 """What people and programs read: terminal tables and JSON."""
 
+from onnxq.report.benchmark import benchmark_document, print_benchmark, print_changes
 from onnxq.report.document import (
-    benchmark_document,
     evaluation_document,
     inspection_document,
     quantize_document,
@@ -12,7 +12,6 @@ from onnxq.report.html import html_compare, html_report
 from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
 from onnxq.report.terminal import (
-    print_benchmark,
     print_evaluation,
     print_inspection,
     print_quantize,
@@ -27,6 +26,7 @@ __all__ = [
     "html_report",
     "inspection_document",
     "print_benchmark",
+    "print_changes",
     "print_evaluation",
     "print_harden",
     "print_inspection",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -53,6 +53,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "latency": [_latency(latency) for latency in verdict.latency],
         "latency_ratio": _interval(verdict.latency[1].ratio) if len(verdict.latency) > 1 else None,
         "optimized_gap_steps": verdict.optimized_gap,
+        "measured_placement": None if verdict.placed is None else asdict(verdict.placed),
         "warnings": list(verdict.warnings),
     }
 
@@ -82,16 +83,6 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
 def evaluation_document(model: str, evaluation: Evaluation) -> dict[str, Any]:
     """The result of `evaluate`."""
     return {"schema": SCHEMA, "kind": "evaluate", "model": model, **_evaluation(evaluation)}
-
-
-def benchmark_document(latencies: Sequence[Latency], machine: Mapping[str, object]) -> dict[str, Any]:
-    """The result of `benchmark`, raw samples included."""
-    return {
-        "schema": SCHEMA,
-        "kind": "benchmark",
-        "machine": dict(machine),
-        "latencies": [_latency(latency) for latency in latencies],
-    }
 
 
 def inspection_document(found: Inspection) -> dict[str, Any]:

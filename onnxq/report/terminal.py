@@ -17,7 +17,6 @@ from onnxq.types import (
     Evaluation,
     Inspection,
     Interval,
-    Latency,
     QuantPlan,
     Summary,
     Verdict,
@@ -53,7 +52,10 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     table.add_row("size", _bytes(verdict.float_bytes), _bytes(verdict.quantized_bytes), f"{shrink:.2f}x smaller")
     if len(verdict.latency) > 1:
         plain, quick = verdict.latency
-        table.add_row("latency, 1 thread", f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
+        threads = f"latency, {quick.threads} thread{'s' if quick.threads != 1 else ''}"
+        table.add_row(threads, f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
+    if verdict.placed is not None:
+        table.add_row("measured placement", "", "", verdict.placed.words)
     if run.evaluation is not None and run.evaluation.accuracy is not None:
         base = run.evaluation.reference_accuracy
         table.add_row(
@@ -136,24 +138,6 @@ def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
             console.print(f"agreement  {_percent(found.fidelity.agreement)}")
         for name, sqnr in found.fidelity.sqnr_db.items():
             console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
-
-
-def print_benchmark(console: Console, latencies: Sequence[Latency]) -> None:
-    """One row per model and setting; ratios are to the first model of the setting."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("model", "provider", "threads", "batch", "median", "p95", "against the first"):
-        table.add_column(heading, justify="right" if heading in ("threads", "batch", "median", "p95") else "left")
-    for latency in latencies:
-        table.add_row(
-            escape(latency.model),
-            latency.provider,
-            str(latency.threads),
-            str(latency.batch),
-            f"{latency.median_ms:.3f} ms",
-            f"{latency.p95_ms:.3f} ms",
-            latency.words,
-        )
-    console.print(table)
 
 
 def print_inspection(console: Console, found: Inspection) -> None:

@@ -25,13 +25,12 @@ from onnxq.types.results import (
     Fidelity,
     FloatNode,
     Inspection,
-    Interval,
-    Latency,
     LayerInfo,
     Summary,
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
+from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work
 
 __all__ = [
     "Applied",
@@ -39,6 +38,8 @@ __all__ = [
     "BlockInfo",
     "BlockResult",
     "Border",
+    "Change",
+    "Comparison",
     "Coverage",
     "Dataset",
     "Dim",
@@ -55,8 +56,11 @@ __all__ = [
     "Log",
     "LogGrid",
     "Observations",
+    "Peak",
+    "Placed",
     "QuantPlan",
     "Rewriting",
+    "Roof",
     "Silence",
     "Summary",
     "TensorGrid",
@@ -65,4 +69,5 @@ __all__ = [
     "Verdict",
     "WeightGrid",
     "Within",
+    "Work",
 ]

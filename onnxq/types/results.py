@@ -7,64 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A point estimate with a 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-NEGLIGIBLE = 0.01
-"""Ratios nearer to 1 than this are no difference: a file timed against itself differs by up to half of it."""
-
-
-def _compare(ratio: Interval | None) -> str:
-    if ratio is None:
-        return "the reference"
-    if ratio.low <= 1 <= ratio.high or abs(ratio.value - 1) < NEGLIGIBLE:
-        return f"no difference (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
-    if ratio.value < 1:
-        return f"{1 / ratio.value:.2f}x faster (95 % CI {1 / ratio.high:.2f}-{1 / ratio.low:.2f})"
-    return f"{ratio.value:.2f}x SLOWER (95 % CI {ratio.low:.2f}-{ratio.high:.2f})"
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Latency of one model in one setting.
-
-    Attributes:
-        model: Path of the file.
-        provider: "cpu", "cuda", ...: the provider asked for.
-        ran_on: Providers that nodes really ran on.
-        threads: Intra-op threads.
-        batch: Rows per call.
-        samples_ms: Raw wall times of single calls, milliseconds.
-        median_ms: Their median.
-        p95_ms: Their 95th percentile.
-        ratio: Paired ratio to the first model of the same setting (below 1 is faster), None for that first model.
-    """
-
-    model: str
-    provider: str
-    ran_on: tuple[str, ...]
-    threads: int
-    batch: int
-    samples_ms: tuple[float, ...]
-    median_ms: float
-    p95_ms: float
-    ratio: Interval | None
-
-    @property
-    def words(self) -> str:
-        """The comparison with the first model; says so when the provider asked for did not run."""
-        fallback = ""
-        if self.provider not in self.ran_on:
-            fallback = f"; ran on {', '.join(self.ran_on) or 'nothing'}, not on {self.provider}"
-        return _compare(self.ratio) + fallback
+from onnxq.types.speed import Interval, Latency, Placed
 
 
 @dataclass(frozen=True)
@@ -86,12 +29,14 @@ class Coverage:
         total_macs: Of all such nodes, with constant weights or not.
         kernels: Number of nodes by kernel name in the optimised graph.
         floats: Weighted nodes (and matrix products of activations) that run in float.
+        constant_bytes: Bytes of the constants that the kernels read.
     """
 
     integer_macs: int
     total_macs: int
     kernels: Mapping[str, int]
     floats: tuple[FloatNode, ...]
+    constant_bytes: int = 0
 
     @property
     def share(self) -> float:
@@ -127,6 +72,7 @@ class Verdict:
         optimized_gap: Largest difference between an optimised kernel and the plain meaning of its nodes, in steps of
             its output's grid.
         warnings: Sentences the user must read.
+        placed: What measured placement changed; None where it was not at work.
     """
 
     fidelity: Fidelity
@@ -136,6 +82,7 @@ class Verdict:
     latency: tuple[Latency, ...]
     optimized_gap: float
     warnings: tuple[str, ...] = ()
+    placed: Placed | None = None
 
 
 @dataclass(frozen=True)

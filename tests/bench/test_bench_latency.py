@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnxq import runtime
-from onnxq.bench import measure
-from onnxq.errors import DataError, EnvironmentFault, UsageError
+from onnxq.bench import latency, measure
+from onnxq.errors import DataError, EnvironmentFault, UnsupportedError, UsageError
 from onnxq.types import Interval, Latency
 
 DENSE = "g (float[N, 8] x) => (float[N, 4] y) { y = MatMul(x, w) }"
@@ -73,9 +73,9 @@ def test_models_take_turns_in_changing_order_after_the_warm_up(dense, deeper, mo
     calls = []
     run = runtime.Session.run
 
-    def recorded(self, feeds, outputs=None):
+    def recorded(self, feeds, outputs=None, **limit):
         calls.append((id(self), gc.isenabled()))
-        return run(self, feeds, outputs)
+        return run(self, feeds, outputs, **limit)
 
     monkeypatch.setattr(runtime.Session, "run", recorded)
     measure([dense, deeper], seconds=0.0, min_rounds=12, warmup=2)
@@ -92,7 +92,7 @@ def test_models_take_turns_in_changing_order_after_the_warm_up(dense, deeper, mo
 def test_real_rows_are_fed(dense, monkeypatch):
     seen = []
     run = runtime.Session.run
-    monkeypatch.setattr(runtime.Session, "run", lambda self, feeds: seen.append(feeds["x"]) or run(self, feeds))
+    monkeypatch.setattr(runtime.Session, "run", lambda self, feeds, **_: seen.append(feeds["x"]) or run(self, feeds))
     rows = np.arange(16, dtype=np.float32).reshape(2, 8)
     measure([dense], batches=(3,), feeds={"x": rows}, **QUICK)
     assert all((batch == rows[[0, 1, 0]]).all() for batch in seen)
@@ -135,6 +135,22 @@ def test_a_silent_fallback_is_detected(dense, monkeypatch):
     (found,) = measure([dense], providers=("openvino",), **QUICK)
     assert (found.provider, found.ran_on) == ("openvino", ("cpu",))
     assert found.words == "the reference; ran on cpu, not on openvino"
+
+
+ENDLESS = """g (float[N, 8] x) => (float[N, 8] y) {
+    always = Constant<value = bool {1}>()
+    y = Loop(, always, x) <body = b (int64 i, bool c, float[N, 8] h) => (bool d, float[N, 8] k) {
+        d = Identity(c) k = Neg(h) }>
+}"""
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_loop_without_end_is_given_up(write, monkeypatch, provider):
+    monkeypatch.setattr(latency, "FIRST_RUN_SECONDS", 0.2)
+    monkeypatch.setattr(runtime, "available_providers", lambda: ("cpu", "openvino"))
+    with pytest.raises(UnsupportedError, match=r"does not finish a run within 0\.2 s"):
+        measure([write(ENDLESS)], providers=(provider,), **QUICK)
 
 
 def entry(ratio, provider="cpu"):

@@ -224,6 +224,18 @@ def test_layers_in_float_are_taken_out_of_the_placement(found, known):
     assert set(twice.base.weights) == {"b", "c", "g"}
 
 
+def test_a_layer_in_float_leaves_tables_in_integers():
+    text = """g (int64[n,6] ids, float[600,32] table, float[32,8] w, float[8,8] v) => (float[n,6,8] y) {
+        [look] e = Gather(table, ids) [one] h = MatMul(e, w) r = Relu(h) [two] y = MatMul(r, v)
+    }"""
+    net = model(text, table=weights(600, 32), w=weights(32, 8), v=weights(8, 8))
+    placement = place(net)
+    ranges = {name: Range(-4.0, 4.0, "given") for name in placement.tensors}
+    kept = Calibrated(net, placement, {8: ranges}, Precision()).keeping_float(["two"])
+    assert set(kept.base.weights) == {"one"}
+    assert kept.base.tables == ("look",)
+
+
 def _added(errors):
     return {group: {bits: Added(error, 0.0) for bits, error in entries.items()} for group, entries in errors.items()}
 

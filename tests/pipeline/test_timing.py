@@ -43,15 +43,15 @@ def test_every_layer_has_its_times_and_the_rest_is_constant():
 def test_a_node_belongs_to_the_layer_whose_name_it_carries():
     names = {"conv_1": "conv_1", "h": "conv_1", "/m/Add": "lin", "/m/MatMul": "lin"}
     times = {
-        "conv_1_token_3_kernel_time": 1.0, "h_nchwc_kernel_time": 2.0, "fused conv_1_kernel_time": 4.0,
-        "conv_10_kernel_time": 8.0, "/m/Add_1_kernel_time": 16.0, "/m/MatMul/MatMulAddFusion/_kernel_time": 32.0,
-        "/m/MatMul.bias_dq_kernel_time": 64.0, "other_kernel_time": 128.0, "h_q_kernel_time": 256.0,
+        "conv_1_token_3": 1.0, "h_nchwc": 2.0, "fused conv_1": 4.0,
+        "conv_10": 8.0, "/m/Add_1": 16.0, "/m/MatMul/MatMulAddFusion/": 32.0,
+        "/m/MatMul.bias_dq": 64.0, "other": 128.0, "h_q": 256.0,
     }  # fmt: skip
-    assert timing._by_layer(times, names) == {"conv_1": 7.0, "lin": 96.0}
+    assert timing.by_unit(times, names) == {"conv_1": 7.0, "lin": 96.0}
 
 
-def test_a_profile_tells_the_median_of_every_node():
+def test_a_profile_tells_the_time_of_every_node():
     found = timing.profile(calibrated().model, {"x": weights(2, 8, 24, 24)}, SessionConfig(threads=1, optimize="off"))
-    assert {"conv_1_kernel_time", "conv_10_kernel_time", "conv_2_kernel_time"} <= set(found)
+    assert {"conv_1", "conv_10", "conv_2"} <= set(found)
     assert len(found) == 6
     assert all(np.isfinite(time) and time >= 0 for time in found.values())
