@@ -19,8 +19,9 @@ from onnxq.errors import InputError, UsageError
 from onnxq.plan.attention import FEW_BITS, SOFTMAXES
 from onnxq.plan.budgets import Wishes, read_wishes
 from onnxq.tune.methods import LEARNED
+from onnxq.types.target import TARGET_NAMES
 
-TARGETS = ("auto", "cpu")
+TARGETS = TARGET_NAMES
 PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit")
 RECONSTRUCTIONS = ("none", *LEARNED)
 UNITS = ("block", "layer", "parallel")
@@ -43,7 +44,8 @@ class Recipe:
 
     Attributes:
         preset: The preset this recipe started from.
-        target: "auto" (this machine) or "cpu" (any x86 with VNNI, or ARM).
+        target: What the file is for, which decides its grids (docs/targets.md): "auto" (this machine), "cpu" (any x86
+            with VNNI, or ARM), "tensorrt", "cuda", "openvino", "qnn" or "web".
         ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the model's outputs least.
         weight_bits: Bits of the weights of all layers but the first and last.
         activation_bits: Bits of the inputs of all layers but the first and last; fewer than 8 are emulated, and CPUs

@@ -43,7 +43,8 @@ Examples:
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
               "methods.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
-@click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
+@click.option("--target", metavar="NAME", help="What the file is for: auto (this machine, default), cpu, tensorrt, "
+              "cuda, openvino, qnn or web.")  # fmt: skip
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
 @click.option("--activation-bits", type=int, help="2 to 8 (default 8) or 16; only 8 is fast on CPUs.")
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
@@ -176,7 +177,12 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         options["recipe"] or options["preset"],
         preprocess=_preprocess(options),
         batch=options["batch"],
-        checks=Checks(not options["dry_run"], not options["no_timing"], options["report"] is not None),
+        checks=Checks(
+            not options["dry_run"],
+            not options["no_timing"],
+            options["report"] is not None,
+            options["save_plan"] is not None,
+        ),
         place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
         keep=options["keep"],

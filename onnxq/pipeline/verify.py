@@ -5,6 +5,7 @@ The user's own float file is the reference, on rows that calibration did not see
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 from onnxq import bench, graph
 from onnxq.graph import Model
 from onnxq.pipeline.prepare import Prepared, probe_of
-from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Array, Coverage, Dataset, Feeds, Latency, Log, QuantPlan, Verdict
+from onnxq.runtime import PROVIDERS, Session, SessionConfig, available_providers
+from onnxq.types import Array, Coverage, Dataset, Feeds, FloatNode, Latency, Log, QuantPlan, Verdict
+from onnxq.types.target import TARGETS, Target
 
 COMPARED_ROWS = 256
+UNTIMED = "not timed"
 ROUNDING = 1e-5
 """Of an output's largest value."""
 ALLOWED_GAP = 2.0
@@ -48,14 +51,21 @@ def verify(
         log: Progress.
     """
     log.stage("Verifying")
+    target = TARGETS[plan.target]
+    config = _config(target)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
         path = Path(scratch) / "quantized.onnx"
         graph.save(quantized, path)
-        candidate = Session(path)
+        candidate = Session(path, config)
         fidelity = bench.compare(Session(prepared.path), candidate, _first(held_out, COMPARED_ROWS))
-        gap = kernel_gap(quantized, probe_of(held_out, fixed_rows(candidate)))
-        coverage = bench.coverage(path, macs, reasons=plan.skipped)
-        latency = _latency(prepared.path, path, held_out, seed, fixed_rows(candidate), log) if time_it else ()
+        fixed = fixed_rows(candidate)
+        gap, coverage = math.nan, _planned(plan, macs)
+        if target.on_cpu:
+            gap = kernel_gap(quantized, probe_of(held_out, fixed))
+            coverage = bench.coverage(path, macs, reasons=plan.skipped)
+        notes = tuple(_notes(target, config))
+        timed = time_it and not any(note.startswith(UNTIMED) for note in notes)
+        latency = _latency(prepared.path, path, held_out, (target.provider, seed), fixed, log) if timed else ()
         size = graph.disk_bytes(path)
     return Verdict(
         fidelity=fidelity,
@@ -65,7 +75,39 @@ def verify(
         latency=latency,
         optimized_gap=gap,
         warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size)),
+        notes=notes,
     )
+
+
+def _config(target: Target) -> SessionConfig:
+    """How to run a file for `target` here: on its provider, or as written where that is not here."""
+    if target.on_cpu:
+        return SessionConfig()
+    if target.provider in available_providers():
+        return SessionConfig(target.provider)
+    return SessionConfig(simulate=True)
+
+
+def _notes(target: Target, config: SessionConfig) -> Iterator[str]:
+    """What was not measured."""
+    if config.simulate:
+        yield f"{UNTIMED}: the provider {PROVIDERS[target.provider]} is not here"
+        yield "accuracy was measured on the CPU, with every node as it is written; integer coverage is what is planned"
+    elif target.untimed:
+        yield f"{UNTIMED}: {target.untimed}"
+
+
+def _planned(plan: QuantPlan, macs: Mapping[str, int]) -> Coverage:
+    """What is meant to run in integers."""
+    inside = {name: count for name, count in macs.items() if name in plan.weights or name in plan.integer}
+    half = "it computes in float16"
+    floats = [
+        FloatNode(name, "", half if name in plan.half else plan.skipped.get(name, ""), count)
+        for name, count in macs.items()
+        if name not in inside
+    ]
+    heavy = tuple(sorted(floats, key=lambda node: -node.macs))
+    return Coverage(sum(inside.values()), sum(macs.values()), {}, heavy, planned=True)
 
 
 def _first(rows: Dataset, count: int) -> Iterator[Feeds]:
@@ -104,18 +146,23 @@ def fixed_rows(session: Session) -> bool:
     return any(isinstance(spec.shape[0], int) for spec in session.inputs if spec.shape)
 
 
-def _latency(float_path: Path, path: Path, rows: Dataset, seed: int, fixed: bool, log: Log) -> tuple[Latency, ...]:
+def _latency(
+    float_path: Path, path: Path, rows: Dataset, how: tuple[str, int], fixed: bool, log: Log
+) -> tuple[Latency, ...]:
+    """Both files timed in turns; `how` is the provider and the seed."""
     log.stage("Measuring latency")
     feeds = next(iter(rows))
     one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
-    return bench.measure([float_path, path], feeds=one, seconds=0.2, min_rounds=7, seed=seed)
+    provider, seed = how
+    pair = [float_path, path]
+    return bench.measure(pair, providers=(provider,), feeds=one, seconds=0.2, min_rounds=7, seed=seed)
 
 
 def _warnings(
     plan: QuantPlan, coverage: Coverage, latency: tuple[Latency, ...], gap: float, source: Path, size: int
 ) -> Iterable[str]:
     missed = [node for node in coverage.floats if node.name in plan.weights]
-    if missed and not plan.simulated:
+    if missed and not plan.simulated and not coverage.planned:
         names = ", ".join(node.name for node in missed[:3])
         yield f"{len(missed)} layers meant for integers run in float: {names}. Please report this."
     if gap > ALLOWED_GAP:
@@ -127,5 +174,5 @@ def _warnings(
         yield f"the quantized file is not smaller than {source.name}."
     if len(latency) > 1 and "SLOWER" in latency[1].words:
         yield f"on this machine the quantized model is no gain in speed: {latency[1].words}."
-    if plan.simulated:
+    if plan.simulated and TARGETS[plan.target].on_cpu:
         yield "activations of other than 8 bits are simulated: exact, but in float kernels and without a speed gain."

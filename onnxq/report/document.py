@@ -54,12 +54,14 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "latency_ratio": _interval(verdict.latency[1].ratio) if len(verdict.latency) > 1 else None,
         "optimized_gap_steps": verdict.optimized_gap,
         "warnings": list(verdict.warnings),
+        "notes": list(verdict.notes),
     }
 
 
 def _coverage(coverage: Coverage) -> dict[str, Any]:
     return {
         "integer_coverage": coverage.share,
+        "integer_coverage_planned": coverage.planned,
         "integer_macs": coverage.integer_macs,
         "total_macs": coverage.total_macs,
         "kernels": dict(coverage.kernels),

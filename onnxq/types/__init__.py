@@ -2,6 +2,7 @@
 
 from onnxq.types.flow import (
     Array,
+    BlockGrid,
     BlockResult,
     Border,
     Dataset,
@@ -36,6 +37,7 @@ from onnxq.types.rewriting import Applied, Rewriting
 __all__ = [
     "Applied",
     "Array",
+    "BlockGrid",
     "BlockInfo",
     "BlockResult",
     "Border",

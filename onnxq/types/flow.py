@@ -210,6 +210,19 @@ class LogGrid:
 
 
 @dataclass(frozen=True)
+class BlockGrid:
+    """Weight codes with a step for each block of inputs, read by a layer whose activations are floats.
+
+    Attributes:
+        bits: 4 or 8.
+        block: Inputs that share a step.
+    """
+
+    bits: int
+    block: int
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """Everything emission needs besides the float model: plain data that saves to JSON.
 
@@ -227,6 +240,8 @@ class QuantPlan:
         tables: Gather nodes whose constant table is stored in int8, one step per row.
         borders: Rounding borders of some of `tensors`; float operators shift the values in front of QuantizeLinear.
         log_softmax: Softmax nodes whose result the nodes of `integer` read from a logarithmic grid.
+        blocks: MatMul nodes with float activations and weights in blocks.
+        half: Nodes that compute in float16.
     """
 
     target: str
@@ -241,6 +256,8 @@ class QuantPlan:
     tables: tuple[str, ...] = ()
     borders: Mapping[str, Border] = field(default_factory=dict)
     log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
+    blocks: Mapping[str, BlockGrid] = field(default_factory=dict)
+    half: tuple[str, ...] = ()
 
     @property
     def simulated(self) -> bool:

@@ -86,12 +86,14 @@ class Coverage:
         total_macs: Of all such nodes, with constant weights or not.
         kernels: Number of nodes by kernel name in the optimised graph.
         floats: Weighted nodes (and matrix products of activations) that run in float.
+        planned: Nothing was executed on the provider: this is what the plan means to run in integers.
     """
 
     integer_macs: int
     total_macs: int
     kernels: Mapping[str, int]
     floats: tuple[FloatNode, ...]
+    planned: bool = False
 
     @property
     def share(self) -> float:
@@ -125,8 +127,9 @@ class Verdict:
         quantized_bytes: Size of the quantized file.
         latency: (float, quantized) measured in interleaved pairs; empty when not measured.
         optimized_gap: Largest difference between an optimised kernel and the plain meaning of its nodes, in steps of
-            its output's grid.
+            its output's grid; NaN where the provider's kernels were not run.
         warnings: Sentences the user must read.
+        notes: What was not measured, and why.
     """
 
     fidelity: Fidelity
@@ -136,6 +139,7 @@ class Verdict:
     latency: tuple[Latency, ...]
     optimized_gap: float
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
