@@ -2,7 +2,6 @@
 
 from onnxq.types.flow import (
     Array,
-    BlockGrid,
     BlockResult,
     Border,
     Dataset,
@@ -33,6 +32,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
+from onnxq.types.target import BlockGrid
 
 __all__ = [
     "Applied",

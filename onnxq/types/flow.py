@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.types.target import BlockGrid
+
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 """One batch of model inputs: input name -> array."""
@@ -207,19 +209,6 @@ class LogGrid:
 
     bits: int
     per_octave: int = 2
-
-
-@dataclass(frozen=True)
-class BlockGrid:
-    """Weight codes with a step for each block of inputs, read by a layer whose activations are floats.
-
-    Attributes:
-        bits: 4 or 8.
-        block: Inputs that share a step.
-    """
-
-    bits: int
-    block: int
 
 
 @dataclass(frozen=True)

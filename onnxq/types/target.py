@@ -26,6 +26,19 @@ CPU_ONLY = ("MergeGroups", "PoolToConv", "TransposeToDepth")
 
 
 @dataclass(frozen=True)
+class BlockGrid:
+    """Weight codes with a step for each block of inputs, read by a layer whose activations are floats.
+
+    Attributes:
+        bits: 4 or 8.
+        block: Inputs that share a step.
+    """
+
+    bits: int
+    block: int
+
+
+@dataclass(frozen=True)
 class Target:
     """The rules of one target.
 
