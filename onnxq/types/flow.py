@@ -229,8 +229,7 @@ class QuantPlan:
         tables: Gather nodes whose constant table is stored in int8, one step per row.
         borders: Rounding borders of some of `tensors`; float operators shift the values in front of QuantizeLinear.
         log_softmax: Softmax nodes whose result the nodes of `integer` read from a logarithmic grid.
-        blocks: MatMul nodes with float activations and weights in blocks.
-        half: Nodes that compute in float16.
+        blocks: MatMul nodes with weights in blocks and float activations. half: Nodes that compute in float16.
     """
 
     target: str
