@@ -19,8 +19,9 @@ from onnxq.errors import InputError, UsageError
 from onnxq.plan.attention import FEW_BITS, SOFTMAXES
 from onnxq.plan.budgets import Wishes, read_wishes
 from onnxq.tune.methods import LEARNED
+from onnxq.types.target import TARGET_NAMES
 
-TARGETS = ("auto", "cpu")
+TARGETS = TARGET_NAMES
 PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit", "fastest")
 RECONSTRUCTIONS = ("none", *LEARNED)
 UNITS = ("block", "layer", "parallel")
@@ -45,7 +46,8 @@ class Recipe:
 
     Attributes:
         preset: The preset this recipe started from.
-        target: "auto" (this machine) or "cpu" (any x86 with VNNI, or ARM).
+        target: What the file is for, which decides its grids (docs/targets.md): "auto" (this machine), "cpu" (any x86
+            with VNNI, or ARM), "tensorrt", "cuda", "openvino", "qnn" or "web".
         placement: Where nodes run: by the "rules" of the target, by what is "measured" to be faster here, or "auto":
             measured where the rules' network is slower than the float file.
         threads: Intra-op threads that latency is measured with.

@@ -25,6 +25,7 @@ PROVIDERS: Mapping[str, str] = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
 }
 """Names that users give -> names that onnxruntime knows."""
 

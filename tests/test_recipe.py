@@ -171,7 +171,12 @@ WRONG = [
         "recipe.toml",
         f"preset takes {KNOWN}, not 'recipe.toml'.",
     ),
-    ("target", '"cup"', "cup", "target takes auto, cpu, not 'cup'. Did you mean 'cpu'?"),
+    (
+        "target",
+        '"cup"',
+        "cup",
+        "target takes auto, cpu, tensorrt, cuda, openvino, qnn, web, not 'cup'. Did you mean 'cpu'?",
+    ),
     ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),
     ("ranges", '"min-max"', "min-max", "Did you mean 'minmax'?"),
     *(

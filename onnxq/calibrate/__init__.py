@@ -9,6 +9,7 @@ from onnxq.calibrate.data import (
     open_labelled,
     split,
 )
+from onnxq.calibrate.extremes import Extremes, extremes
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
 from onnxq.calibrate.outliers import Outlier, TensorOutliers, find_outliers
 from onnxq.calibrate.ranges import RULES, RangeRule
@@ -17,12 +18,14 @@ from onnxq.calibrate.saturation import saturating
 __all__ = [
     "PREPROCESS",
     "RULES",
+    "Extremes",
     "LabelledDataset",
     "Outlier",
     "Preprocess",
     "RangeRule",
     "TensorOutliers",
     "choose",
+    "extremes",
     "find_outliers",
     "has_free_rows",
     "observe",

@@ -4,8 +4,8 @@ There the product of uint8 activations and int8 weights goes through VPMADDUBSW,
 bits and saturates at +-32767 (onnxruntime's documentation on "reduce_range"). With 7-bit weights a pair never exceeds
 2 * 255 * 63 = 32130. Whether 8-bit weights really saturate depends on the data, so it is tried: rows of the layer's
 own calibration inputs are multiplied pair by pair in the order in which the kernel walks the reduction axis
-(kernel position by kernel position, channels innermost), and saturated pairs are counted. Depthwise convolutions have
-a kernel of their own, which multiplies in 32 bits.
+(kernel position by kernel position, channels innermost), saturated pairs are counted, and what they lack is added up to
+the noise of the layer's result. Depthwise convolutions have a kernel of their own, which multiplies in 32 bits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,19 @@ POSITIONS = 256
 """Output positions tried per layer and batch."""
 
 
+@dataclass(frozen=True)
+class Saturation:
+    """What 16-bit sums would do to a layer.
+
+    Attributes:
+        share: Share of its pairs that saturate.
+        sqnr_db: Power of its result over that of what saturation takes away, decibels.
+    """
+
+    share: float
+    sqnr_db: float
+
+
 def saturating(
     model: Model,
     layers: Mapping[str, Layer],
@@ -38,8 +51,8 @@ def saturating(
     *,
     seed: int = 0,
     config: SessionConfig = SessionConfig(stop_spinning=True),
-) -> dict[str, float]:
-    """Share of saturated pairs of every layer that has any, by node name.
+) -> dict[str, Saturation]:
+    """What saturation does to every layer that has saturated pairs, by node name.
 
     Args:
         model: The prepared float model.
@@ -59,6 +72,7 @@ def saturating(
     session = Session(graph.with_outputs(model, inner, keep=False), config) if inner else None
     random = np.random.default_rng(seed)
     hits, tried = dict.fromkeys(risky, 0), dict.fromkeys(risky, 0)
+    signal, noise = dict.fromkeys(risky, 0.0), dict.fromkeys(risky, 0.0)
     for feeds in rows:
         values = session.run(feeds, inner) if session is not None else {}
         for name, layer in risky.items():
@@ -67,9 +81,17 @@ def saturating(
             floats = values[data] if data in values else feeds[data]
             codes = quantize(floats, grid.scale, grid.zero_point, Grid(grid.bits, grid.signed, symmetric=False))
             columns = _columns(codes, layer, grid.zero_point, random)
-            hits[name] += pairs[name].saturated(columns)
+            for column in columns:
+                count, lost = pairs[name].saturated(column)
+                hits[name] += count
+                noise[name] += lost
+            signal[name] += pairs[name].power(columns - grid.zero_point)
             tried[name] += len(columns) * pairs[name].total
-    return {name: count / tried[name] for name, count in hits.items() if count}
+    return {
+        name: Saturation(count / tried[name], 10 * float(np.log10(max(signal[name], 1e-30) / noise[name])))
+        for name, count in hits.items()
+        if count
+    }
 
 
 @dataclass(frozen=True)
@@ -79,24 +101,39 @@ class _Pairs:
     Attributes:
         group: Index of its group of channels.
         at: Position of its first weight along the reduction.
+        output: Index of its output within the group.
         first: Code of its first weight.
         second: Code of its second weight.
-        total: Number of all pairs, harmless ones included.
+        matrix: All weight codes, [groups, reduction, outputs].
+        steps: Their steps, [groups, outputs].
     """
 
     group: npt.NDArray[np.int64]
     at: npt.NDArray[np.int64]
+    output: npt.NDArray[np.int64]
     first: Codes
     second: Codes
-    total: int
+    matrix: Codes
+    steps: npt.NDArray[np.float64]
 
-    def saturated(self, columns: Codes) -> int:
-        """How often these pairs saturate on inputs [positions, groups, reduction]."""
-        count = 0
-        for column in columns:
-            sums = column[self.group, self.at] * self.first + column[self.group, self.at + 1] * self.second
-            count += int((np.abs(sums) > LIMIT).sum())
-        return count
+    @property
+    def total(self) -> int:
+        """Number of all pairs, harmless ones included."""
+        groups, reduction, outputs = self.matrix.shape
+        return int(groups * (reduction // 2) * outputs)
+
+    def saturated(self, column: Codes) -> tuple[int, float]:
+        """How often these pairs saturate on inputs [groups, reduction], and the power of what the outputs lack."""
+        sums = column[self.group, self.at] * self.first + column[self.group, self.at + 1] * self.second
+        over = np.abs(sums) > LIMIT
+        lost = np.zeros(self.steps.shape)
+        np.add.at(lost, (self.group[over], self.output[over]), sums[over] - np.clip(sums[over], -LIMIT - 1, LIMIT))
+        return int(over.sum()), float(np.square(lost * self.steps).sum())
+
+    def power(self, columns: Codes) -> float:
+        """Power of the outputs of inputs [positions, groups, reduction], counted from the zero point."""
+        outputs = columns.swapaxes(0, 1).astype(np.float32) @ self.matrix.astype(np.float32)
+        return float(np.square(outputs * self.steps[:, None]).sum(dtype=np.float64))
 
 
 def _dangerous(layer: Layer, weights: WeightGrid) -> _Pairs:
@@ -105,7 +142,9 @@ def _dangerous(layer: Layer, weights: WeightGrid) -> _Pairs:
     even = matrix.shape[1] // 2 * 2
     first, second = matrix[:, 0:even:2], matrix[:, 1:even:2]
     group, pair, output = np.nonzero(255 * np.abs(first + second) > LIMIT)
-    return _Pairs(group, 2 * pair, first[group, pair, output], second[group, pair, output], first.size)
+    scales = np.asarray(weights.scales, np.float64)
+    steps = np.broadcast_to(scales, layer.channels).reshape(len(matrix), -1) if matrix.size else np.zeros((1, 0))
+    return _Pairs(group, 2 * pair, output, first[group, pair, output], second[group, pair, output], matrix, steps)
 
 
 def _matrix(layer: Layer, weights: WeightGrid) -> Codes:

@@ -17,6 +17,7 @@ import click
 from onnxq.cli.benchmark import benchmark
 from onnxq.cli.common import printable
 from onnxq.cli.doctor import doctor
+from onnxq.cli.emit import emit
 from onnxq.cli.evaluate import evaluate
 from onnxq.cli.harden import harden
 from onnxq.cli.inspect import inspect
@@ -39,7 +40,7 @@ def group() -> None:
     """
 
 
-for command in (quantize, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
+for command in (quantize, emit, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
     group.add_command(command)
 
 

@@ -43,7 +43,8 @@ Examples:
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
               "methods. fastest: balanced, placed by measured time.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
-@click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
+@click.option("--target", metavar="NAME", help="What the file is for: auto (this machine, default), cpu, tensorrt, "
+              "cuda, openvino, qnn or web.")  # fmt: skip
 @click.option("--placement", metavar="NAME", help="auto (default): layers go back to float by measured time if the "
               "result would be slower than float. measured: by time anyway. rules: never.")  # fmt: skip
 @click.option("--threads", type=int, help="Intra-op threads that latency is measured with (default 1).")
@@ -179,7 +180,12 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         options["recipe"] or options["preset"],
         preprocess=_preprocess(options),
         batch=options["batch"],
-        checks=Checks(not options["dry_run"], not options["no_timing"], options["report"] is not None),
+        checks=Checks(
+            not options["dry_run"],
+            not options["no_timing"],
+            options["report"] is not None,
+            options["save_plan"] is not None,
+        ),
         place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
         keep=options["keep"],

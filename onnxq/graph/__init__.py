@@ -35,7 +35,7 @@ from onnxq.graph.files import (
     save,
     to_bytes,
 )
-from onnxq.graph.layers import LAYER_OPS, Activation, Layer, activation_after, as_bias, layer_of
+from onnxq.graph.layers import LAYER_OPS, PRODUCT, Activation, Layer, activation_after, as_bias, layer_of
 from onnxq.graph.look import (
     attribute,
     constant,
@@ -51,15 +51,18 @@ from onnxq.graph.look import (
     value_map,
 )
 from onnxq.graph.opsets import raise_opset
-from onnxq.graph.packed import INT8, INT32, add_packed, sources
+from onnxq.graph.packed import FLOAT16, FLOAT32, INT8, INT32, add_packed, sources
 from onnxq.graph.slices import cut_at_codes, with_outputs
 from onnxq.graph.soften import Softened, soften
 from onnxq.graph.text import from_text
 
 __all__ = [
+    "FLOAT16",
+    "FLOAT32",
     "INT8",
     "INT32",
     "LAYER_OPS",
+    "PRODUCT",
     "SINGLE_FILE_LIMIT",
     "Activation",
     "Graph",

@@ -23,6 +23,8 @@ from onnxq.graph.look import opset
 
 OPSET_FLOOR = 13
 """Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
+OLDEST_OPSET = 7
+"""Older operators (broadcasting by attribute) have no converter."""
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Above this many bytes of weights a protobuf file is not safe and the weights go into a second file."""
 IR_VERSIONS = {
@@ -45,7 +47,7 @@ IR_VERSIONS = {
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read an ONNX file of opset 9 or newer.
+    """Read an ONNX file of opset 7 or newer.
 
     Functions are inlined, initializers are dropped from the graph's inputs, every node gets a unique name, and a model
     of an opset below 13 is converted to 13. External data is read into memory; above the size of a protobuf message it
@@ -87,9 +89,10 @@ def _opset_of(proto: onnx.ModelProto) -> int:
 
 def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
     version = _opset_of(proto)
-    if version < 7:
+    if version < OLDEST_OPSET:
         raise UnsupportedError(
-            f"{source.name} uses opset {version}; onnxq reads opset 9 and newer. Export it again with a newer exporter."
+            f"{source.name} uses opset {version}; onnxq reads opset {OLDEST_OPSET} and newer. "
+            "Export it again with a newer exporter."
         )
     try:
         onnx.load_external_data_for_model(proto, str(source.parent))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxq.graph.look import attribute, constant, only_user
 
+PRODUCT = "both operands are computed at run time"
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -62,7 +63,7 @@ def layer_of(node: ir.Node) -> Layer | str:
         return "its first operand is the constant one" if node.op_type == "MatMul" else "its input is a constant"
     weight = constant(node.inputs[1])
     if weight is None:
-        return "both operands are computed at run time" if node.op_type == "MatMul" else "its weight is not a constant"
+        return PRODUCT if node.op_type == "MatMul" else "its weight is not a constant"
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}"
     if not np.isfinite(weight).all():

@@ -5,7 +5,12 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-COMPATIBLE = {14: ("Add", "CumSum", "Div", "GRU", "Identity", "LSTM", "Mul", "RNN", "Relu", "Reshape", "Sub")}
+_14 = ("Add", "CumSum", "Div", "GRU", "Identity", "LSTM", "Mul", "RNN", "Relu", "Reshape", "Sub")
+_21 = (
+    "Cast", "ConstantOfShape", "DequantizeLinear", "Equal", "Flatten", "LeakyRelu", "PRelu", "Pow", "QuantizeLinear",
+    "Shape", "Size", "Squeeze", "Transpose", "Unsqueeze", "Where",
+)  # fmt: skip
+COMPATIBLE = {14: _14, 21: _14 + _21}
 """Opset -> operators that changed since 13 and only took more types, or attributes whose default is the old meaning."""
 
 

@@ -10,6 +10,8 @@ from onnxq.graph.edit import unique_name
 
 INT8 = int(ir.DataType.INT8)
 INT32 = int(ir.DataType.INT32)
+FLOAT32 = int(ir.DataType.FLOAT)
+FLOAT16 = int(ir.DataType.FLOAT16)
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 

@@ -3,14 +3,16 @@
 from onnxq.pipeline.checkpoint import forget_progress
 from onnxq.pipeline.contents import inspect
 from onnxq.pipeline.prepare import Prepared, prepare
+from onnxq.pipeline.reemit import Emitted, reemit
+from onnxq.pipeline.result import Checks, QuantizedModel
 from onnxq.pipeline.rewrite import reparam, simplify
-from onnxq.pipeline.run import QuantizedModel, quantize
+from onnxq.pipeline.run import quantize
 from onnxq.pipeline.score import evaluate
 from onnxq.pipeline.tuning import Workplace
-from onnxq.pipeline.verify import Checks
 
 __all__ = [
     "Checks",
+    "Emitted",
     "Prepared",
     "QuantizedModel",
     "Workplace",
@@ -19,6 +21,7 @@ __all__ = [
     "inspect",
     "prepare",
     "quantize",
+    "reemit",
     "reparam",
     "simplify",
 ]

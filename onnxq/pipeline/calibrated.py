@@ -60,10 +60,10 @@ class Calibrated:
         """The same model with these layers in float, too."""
         old = self.placement
         asked = {*layers, *old.skipped}
-        placement = place(self.model, keep_float=asked)
+        placement = place(self.model, keep_float=asked, target=old.target)
         unseen = {name: "no range was observed" for name in placement.tensors if name not in self.ranges[BASE[1]]}
         if unseen:
-            placement = place(self.model, keep_float=asked, refuse=unseen)
+            placement = place(self.model, keep_float=asked, refuse=unseen, target=old.target)
         placement = replace(placement, tables=old.tables, skipped={**placement.skipped, **old.skipped})
         return Calibrated(self.model, placement, self.ranges, self.precision)
 

@@ -1,7 +1,7 @@
 """The integer program proposes, measurement decides.
 
-The program takes errors of layers for additive. They nearly are, but not at few bits, and layers with the fewest bits
-are where its sums go wrong. So it is also asked for the best choices with at least 3, 4, ... bits everywhere, and uniform
+The program takes errors of layers for additive. They nearly are, but not at few bits, and layers with the fewest are
+where its sums go wrong. So it is also asked for the best choices with at least 3, 4, ... bits everywhere, and uniform
 bits join in. The network of each is built, its moments matched; the nearest to the float model wins.
 """
 

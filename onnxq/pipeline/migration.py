@@ -34,7 +34,7 @@ def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Rec
     )
     model = prepared.model.clone()
     applied = passes.apply(model, [MigrateNorms(choices)], probe)
-    return replace(prepared, model=model, passes=(*prepared.passes, *applied))
+    return replace(prepared, model=model, passes=(*prepared.passes, *applied), migrations=choices)
 
 
 def choose_migrations(

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from onnxq import bench, calibrate, graph, runtime
 from onnxq.calibrate import RULES
+from onnxq.calibrate.saturation import Saturation
 from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Layer, Model
-from onnxq.grid import Grid
 from onnxq.pipeline.prepare import rows_are_free
-from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place
+from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, activation_grid, make_plan, place
 from onnxq.plan.attention import Attention
 from onnxq.recipe import Recipe
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan
+from onnxq.types.target import target_of
 
+SUFFERS_DB = 45.0
+"""Saturation noise this far below a layer's result is less than what 7-bit weights add to it."""
 TRIAL_ROWS = 16
 """Rows on which range candidates are compared."""
 
 
-def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Placement, Observations]:
-    """Placement and statistics; tensors with infinities or NaN are taken out of the placement."""
-    placement = placed(model, settings)
-    if not placement.layers:
+def observe(
+    model: Model, rows: Dataset, settings: Recipe, log: Log, without: Collection[str] = ()
+) -> tuple[Placement, Observations]:
+    """Placement and statistics; tensors with infinities or NaN are taken out of the placement, and nodes `without`."""
+    floats = dict.fromkeys(without, "")
+    placement = placed(model, settings, floats=floats)
+    if not placement.layers and not without:
         reasons = sorted({f"{name}: {reason}" for name, reason in placement.skipped.items()})[:3]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise UnsupportedError(f"nothing in this model can run in integers{why}.")
@@ -35,7 +41,7 @@ def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Pl
     broken = sum(not stats.finite for stats in observations.tensors.values())
     if broken:
         log.warn(f"{broken} tensors hold infinities or NaN on the calibration data and stay in float")
-        placement = placed(model, settings, observations)
+        placement = placed(model, settings, observations, floats)
     return placement, observations
 
 
@@ -46,26 +52,31 @@ def placed(
 
     Args:
         model: The prepared float model.
-        settings: Nodes to keep in float, and how attention is quantized.
+        settings: Nodes to keep in float, the target, and how attention is quantized.
         seen: Statistics; tensors without finite ones are refused.
-        floats: More nodes to keep in float -> why.
+        floats: More nodes to keep in float -> why; "" for the rules' own words.
     """
     refuse = {}
     if seen is not None:
         broken = [name for name, stats in seen.tensors.items() if not stats.finite]
         refuse = {name: f"its tensor {name} holds infinities or NaN" for name in broken}
-    kept = [*_matches(model, settings.keep_float), *(floats or {})]
-    attention = Attention(settings.attention_bits, settings.softmax)
-    found = place(model, keep_float=kept, refuse=refuse, attention=attention)
+    kept = [*keep_names(model, settings.keep_float), *(floats or {})]
+    attention, target = Attention(settings.attention_bits, settings.softmax), target_of(settings.target)
+    found = place(model, keep_float=kept, refuse=refuse, attention=attention, target=target)
     unseen = [name for name in found.tensors if seen is not None and name not in seen.tensors]
     if unseen:
         refuse |= dict.fromkeys(unseen, "no range was observed")
-        found = place(model, keep_float=kept, refuse=refuse, attention=attention)
-    why = {name: reason for name, reason in (floats or {}).items() if name in found.skipped}
-    return replace(found, skipped=found.skipped | why)
+        found = place(model, keep_float=kept, refuse=refuse, attention=attention, target=target)
+    why = {name: reason for name, reason in (floats or {}).items() if reason and name in found.skipped}
+    return replace(found, skipped={**found.skipped, **why})
 
 
-def _matches(model: Model, patterns: Sequence[str]) -> list[str]:
+def keep_names(model: Model, patterns: Sequence[str]) -> list[str]:
+    """Names of the nodes that glob patterns match.
+
+    Raises:
+        UsageError: A pattern matches none.
+    """
     names = list(graph.node_names(model))
     found: list[str] = []
     for pattern in patterns:
@@ -83,7 +94,7 @@ def choose_ranges(
     stats = {name: seen.tensors[name] for name in placement.tensors}
     seen_ranges = {name: Range(found.low, found.high, "minmax") for name, found in stats.items()}
     bits = activation_bits(placement, Groups(placement, seen_ranges), precision_of(settings))
-    grids = {name: Grid(count, signed=False, symmetric=False) for name, count in bits.items()}
+    grids = {name: activation_grid(placement.target, count) for name, count in bits.items()}
     if settings.ranges != "auto":
         rule = RULES[settings.ranges]
         return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()}
@@ -136,17 +147,29 @@ def plan_of(
 ) -> QuantPlan:
     """The grids; layers that would saturate where they must not get 7-bit weights."""
     precision = precision_of(settings)
-    plan = make_plan(model, placement, ranges, precision, target="cpu")
-    if not (settings.portable or (settings.target == "auto" and runtime.saturates())):
+    plan = make_plan(model, placement, ranges, precision)
+    asked = settings.portable or (settings.target == "auto" and runtime.saturates())
+    if not (asked and placement.target.on_cpu):
         return plan
     log.stage("Looking for 16-bit saturation")
     layers = {unit.name: unit.layer for unit in placement.layers if unit.layer is not None}
     few = some_rows(rows, 8, model)
-    narrow = calibrate.saturating(model, layers, plan.tensors, plan.weights, few, seed=settings.seed)
-    if not narrow:
-        return plan
-    log.note(f"{len(narrow)} layers get 7-bit weights: without VNNI their sums would saturate")
-    return make_plan(model, placement, ranges, replace(precision, narrow=frozenset(narrow)), target="cpu")
+    found = calibrate.saturating(model, layers, plan.tensors, plan.weights, few, seed=settings.seed)
+    narrow = frozenset(name for name, saturation in found.items() if saturation.sqnr_db < SUFFERS_DB)
+    log.note(_saturation_note(found, len(narrow)))
+    return make_plan(model, placement, ranges, replace(precision, narrow=narrow)) if narrow else plan
+
+
+def _saturation_note(found: Mapping[str, Saturation], narrow: int) -> str:
+    """What would happen on processors that saturate, and what is done about it."""
+    safe = "ARM and x86 with VNNI do not saturate"
+    if not found:
+        return f"no layer's 16-bit sums would saturate on x86 without VNNI; {safe}"
+    worst = min(found, key=lambda name: found[name].sqnr_db)
+    return (
+        f"on x86 without VNNI, 16-bit sums would saturate in {len(found)} layers, worst in {worst}: "
+        f"{found[worst].sqnr_db:.0f} dB; {narrow} layers below {SUFFERS_DB:.0f} dB get 7-bit weights; {safe}"
+    )
 
 
 def precision_of(settings: Recipe) -> Precision:

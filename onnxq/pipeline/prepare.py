@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -13,6 +13,8 @@ from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
 from onnxq.passes.base import Pass, difference
+from onnxq.passes.migrate import MigrateNorms
+from onnxq.passes.migration import Migration
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Applied, Array, Feeds, InputSpec, Log, Rewriting, Silence
 
@@ -35,6 +37,7 @@ class Prepared:
         simplified: None, or why simplification was left out.
         gap: Largest difference of any output to the original's on the probe, relative to the output's range; None
             without a probe.
+        migrations: Scales that moved from normalisations into layers.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Prepared:
     passes: tuple[Applied, ...]
     simplified: str | None
     gap: float | None = None
+    migrations: Mapping[str, Migration] = field(default_factory=dict)
 
     def summary(self, output: Path) -> Rewriting:
         """The same as a value for reports, written to `output`."""
@@ -117,6 +121,34 @@ def prepare(
             rewritten, applied = _guarded(simplified, rewrites, probe, log)
             gap, _ = _mismatch(rewritten, probe, before)
     return Prepared(Path(path), rewritten, model, tuple(applied), reason, gap)
+
+
+def prepare_again(
+    path: Path,
+    model: Model,
+    rewrites: Sequence[Pass],
+    migrations: Mapping[str, Migration],
+    *,
+    simplified: bool,
+    rewritten: bool,
+) -> Prepared:
+    """What `prepare` made of a model once before, without a batch to check it on.
+
+    Args:
+        path: Its file.
+        model: As `load_float` gave it; left as it is.
+        rewrites: The passes that followed simplification.
+        migrations: Scales that then moved from normalisations into layers.
+        simplified: Whether the simplifier's result was used.
+        rewritten: Whether that of the passes was.
+    """
+    made, reason = simplifier.simplify(model, stop=Event()) if simplified else (model.clone(), "")
+    made = model.clone() if reason else made
+    graph.lift_constants(made)
+    applied = passes.apply(made, rewrites) if rewritten else []
+    if migrations:
+        applied += passes.apply(made, [MigrateNorms(migrations)])
+    return Prepared(path, made, model, tuple(applied), reason or None, migrations=migrations)
 
 
 def _rewrite(model: Model, rewrites: Sequence[Pass], probe: Feeds | None) -> tuple[Model, Sequence[Applied]]:

@@ -21,75 +21,16 @@ from onnxq.pipeline.details import details
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.result import Checks, QuantizedModel, left_out, packs
 from onnxq.pipeline.stopwatch import measured
-from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
-from onnxq.pipeline.verify import Checks, too_slow, verify
-from onnxq.plan import Placement, save_learned, save_plan
+from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
+from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, tune
+from onnxq.pipeline.verify import too_slow, verify
+from onnxq.plan import Placement
 from onnxq.recipe import Recipe, resolve
-from onnxq.types import (
-    BlockResult,
-    Dataset,
-    LearnedLayer,
-    Log,
-    Observations,
-    Placed,
-    QuantPlan,
-    Silence,
-    Tuned,
-    Verdict,
-)
-from onnxq.types.details import Details
+from onnxq.types import Dataset, Log, Observations, Placed, QuantPlan, Silence, Tuned
+from onnxq.types.target import target_of
 from onnxq.version import __version__
-
-
-@dataclass(frozen=True)
-class QuantizedModel:
-    """The result of `quantize`.
-
-    Attributes:
-        model: The QDQ graph.
-        plan: The grids and the placement behind it.
-        prepared: The float graph it was made from.
-        recipe: The resolved recipe.
-        data: Where the calibration rows came from.
-        rows: How many of them calibrated the ranges.
-        verdict: What verification found; None for a dry run.
-        learned: Codes and biases that replace plain rounding, by node name.
-        blocks: What learning did to each block.
-        missed: Why the budgets are not met; "" where they are.
-        details: Every layer measured, for the report; None where that was not asked for.
-        progress: Folder that holds what this run learned block by block; None where it kept none.
-    """
-
-    model: Model
-    plan: QuantPlan
-    prepared: Prepared
-    recipe: Recipe
-    data: Mapping[str, object]
-    rows: int
-    verdict: Verdict | None
-    learned: Mapping[str, LearnedLayer]
-    blocks: tuple[BlockResult, ...] = ()
-    missed: str = ""
-    details: Details | None = None
-    progress: Path | None = None
-
-    @property
-    def simulated(self) -> bool:
-        """Whether some grid has no kernel and is emulated at the cost of speed."""
-        return self.plan.simulated
-
-    def save(self, path: str | Path) -> Path:
-        """Write the ONNX file, whole or not at all; returns its path."""
-        target = Path(path)
-        graph.save(self.model, target)
-        return target
-
-    def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON; learned codes and biases go beside it, into a file ending in .npz."""
-        save_plan(self.plan, Path(path))
-        if self.learned:
-            save_learned(self.learned, Path(path).with_suffix(".npz"))
 
 
 def quantize(
@@ -136,6 +77,9 @@ def quantize(
     settings = resolve(recipe, **changes)
     require_learning(settings, place)
     require_consistent(settings)
+    require_target(settings)
+    if target_of(settings.target).note:
+        log.note(target_of(settings.target).note)
     log.stage("Reading the model")
     loaded = load_float(model)
     _require_layers(loaded, Path(model))
@@ -209,13 +153,12 @@ def _work(path: Path, loaded: Model, data: Data, settings: Recipe, log: Log) -> 
 def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> QuantizedModel:
     """Place, observe, plan, tune, emit, verify."""
     prepared, settings, log = work.prepared, work.settings, work.log
-    placement, observations = observe(prepared.model, work.rows, settings, log)
-    if checks.verify and checks.time_it:
-        found_here = measured(prepared, placement, observations, work.rows, settings, log)
-        placement, work = found_here.placement, replace(work, placed=found_here.placed)
-    macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
-    plan, missed = _planned(work, placement, observations, macs, keep, place.workers)
-    outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
+    found_plan = _plan(work, keep, place.workers, timed=checks.verify and checks.time_it)
+    plan, observations, macs = found_plan.plan, found_plan.seen, found_plan.macs
+    work = replace(work, placed=found_plan.placed)
+    outcome = Outcome(Tuned(plan))
+    if plan.weights:
+        outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     tuned = outcome.tuned
     quantized = _emitted(work, tuned)
     verdict = found = None
@@ -244,10 +187,49 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         verdict=verdict,
         learned=tuned.layers,
         blocks=outcome.blocks,
-        missed=missed or _too_large(work, quantized) or too_slow(settings, verdict),
+        missed=found_plan.missed or _too_large(work, quantized) or too_slow(settings, verdict),
         details=found,
         progress=place.progress if keeps_progress(settings) else None,
+        ranges=ranges_of(prepared.model, work.rows) if checks.ranges else {},
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan and what it rests on.
+
+    Attributes:
+        plan: Grids and placement.
+        seen: What calibration saw.
+        macs: Multiply-accumulates per row by node.
+        missed: Why budgets are not met; "" where they are.
+        placed: What measured placement changed.
+    """
+
+    plan: QuantPlan
+    seen: Observations
+    macs: Mapping[str, int]
+    missed: str = ""
+    placed: Placed | None = None
+
+
+def _plan(work: Work, keep: bool, workers: int, *, timed: bool) -> Plan:
+    """The plan for the recipe's target; where `timed`, the clock may move layers back to float."""
+    model, settings, log = work.prepared.model, work.settings, work.log
+    target = target_of(settings.target)
+    if target.placing == "half":
+        plan, seen = planned_half(model, work.rows, settings, log)
+        return Plan(plan, seen, bench.float_macs(model, seen.shapes, seen.batch_rows))
+    blocks = blocks_of(model, settings)
+    placement, seen = observe(model, work.rows, settings, log, blocks)
+    placed = None
+    if timed and target.on_cpu and not target.untimed:
+        faster = measured(work.prepared, placement, seen, work.rows, settings, log)
+        placement, placed = faster.placement, faster.placed
+    macs = bench.float_macs(model, seen.shapes, seen.batch_rows)
+    plan, missed = _planned(replace(work, placed=placed), placement, seen, macs, keep, workers)
+    skipped = {name: reason for name, reason in plan.skipped.items() if name not in blocks}
+    return Plan(replace(plan, blocks=blocks, skipped=skipped), seen, macs, missed, placed)
 
 
 def _planned(
@@ -268,7 +250,7 @@ def _planned(
 
 def _emitted(work: Work, tuned: Tuned) -> Model:
     work.log.stage("Writing the quantized graph")
-    packed = work.settings.packed and any(grid.bits < 7 for grid in tuned.plan.weights.values())
+    packed = packs(work.settings, tuned.plan)
     return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed)
 
 
@@ -284,7 +266,7 @@ def _too_large(work: Work, quantized: Model) -> str:
 def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:
     """The float graph in the form that quantizes best."""
     fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
-    rewrites = passes.rewrites(equalize=not settings.per_channel, without=settings.without)
+    rewrites = passes.rewrites(equalize=not settings.per_channel, without=left_out(settings))
     prepared = prepare(path, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
     if settings.migrate_norms:
         prepared = migrate_norms(prepared, rows, probe_of(rows, fixed), settings, log)

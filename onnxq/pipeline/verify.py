@@ -5,9 +5,9 @@ The user's own float file is the reference, on rows that calibration did not see
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +16,18 @@ from onnxq import bench, graph
 from onnxq.graph import Model
 from onnxq.pipeline.prepare import Prepared, probe_of
 from onnxq.recipe import Recipe
-from onnxq.runtime import Session, SessionConfig
-from onnxq.types import Array, Coverage, Dataset, Feeds, Latency, Log, Placed, QuantPlan, Verdict
+from onnxq.runtime import PROVIDERS, Session, SessionConfig, available_providers
+from onnxq.types import Array, Coverage, Dataset, Feeds, FloatNode, Latency, Log, Placed, QuantPlan, Verdict
+from onnxq.types.target import TARGETS, Target
 
 COMPARED_ROWS = 256
+UNTIMED = "not timed"
 SLACK = 1.02
 """A latency that is this much above the limit is taken to meet it: repeated measurements differ by as much."""
 ROUNDING = 1e-5
 """Of an output's largest value."""
 ALLOWED_GAP = 2.0
 """Steps by which an optimised kernel may differ from the plain meaning of its nodes: rounding, twice."""
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is measured about a result.
-
-    Attributes:
-        verify: Compare it with the float model.
-        time_it: Measure latency while verifying.
-        explain: Measure every layer, for the report.
-    """
-
-    verify: bool = True
-    time_it: bool = True
-    explain: bool = False
 
 
 def verify(
@@ -69,15 +56,22 @@ def verify(
         log: Progress.
     """
     log.stage("Verifying")
+    target = TARGETS[plan.target]
+    config = _config(target)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
         path = Path(scratch) / "quantized.onnx"
         graph.save(quantized, path)
-        candidate = Session(path)
+        candidate = Session(path, config)
         fidelity = bench.compare(Session(prepared.path), candidate, _first(held_out, COMPARED_ROWS))
-        gap = kernel_gap(quantized, probe_of(held_out, fixed_rows(candidate)))
-        coverage = bench.coverage(path, macs, reasons=plan.skipped)
         fixed = fixed_rows(candidate)
-        latency = _latency(prepared.path, path, held_out, threads, seed, fixed, log) if threads else ()
+        gap, coverage = math.nan, _planned(plan, macs)
+        if target.on_cpu:
+            gap = kernel_gap(quantized, probe_of(held_out, fixed))
+            coverage = bench.coverage(path, macs, reasons=plan.skipped)
+        notes = tuple(_notes(target, config))
+        timed = threads and not any(note.startswith(UNTIMED) for note in notes)
+        how = (target.provider, threads, seed)
+        latency = _latency(prepared.path, path, held_out, how, fixed, log) if timed else ()
         size = graph.disk_bytes(path)
     return Verdict(
         fidelity=fidelity,
@@ -88,7 +82,39 @@ def verify(
         optimized_gap=gap,
         warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size, placed)),
         placed=placed,
+        notes=notes,
     )
+
+
+def _config(target: Target) -> SessionConfig:
+    """How to run a file for `target` here: on its provider, or as written where that is not here."""
+    if target.on_cpu:
+        return SessionConfig()
+    if target.provider in available_providers():
+        return SessionConfig(target.provider)
+    return SessionConfig(simulate=True)
+
+
+def _notes(target: Target, config: SessionConfig) -> Iterator[str]:
+    """What was not measured."""
+    if config.simulate:
+        yield f"{UNTIMED}: the provider {PROVIDERS[target.provider]} is not here"
+        yield "accuracy was measured on the CPU, with every node as it is written; integer coverage is what is planned"
+    elif target.untimed:
+        yield f"{UNTIMED}: {target.untimed}"
+
+
+def _planned(plan: QuantPlan, macs: Mapping[str, int]) -> Coverage:
+    """What is meant to run in integers."""
+    inside = {name: count for name, count in macs.items() if name in plan.weights or name in plan.integer}
+    half = "it computes in float16"
+    floats = [
+        FloatNode(name, "", half if name in plan.half else plan.skipped.get(name, ""), count)
+        for name, count in macs.items()
+        if name not in inside
+    ]
+    heavy = tuple(sorted(floats, key=lambda node: -node.macs))
+    return Coverage(sum(inside.values()), sum(macs.values()), {}, heavy, planned=True)
 
 
 def _first(rows: Dataset, count: int) -> Iterator[Feeds]:
@@ -128,12 +154,22 @@ def fixed_rows(session: Session) -> bool:
 
 
 def _latency(
-    float_path: Path, path: Path, rows: Dataset, threads: int, seed: int, fixed: bool, log: Log
+    float_path: Path, path: Path, rows: Dataset, how: tuple[str, int, int], fixed: bool, log: Log
 ) -> tuple[Latency, ...]:
+    """Both files timed in turns; `how` is the provider, the threads and the seed."""
     log.stage("Measuring latency")
     feeds = next(iter(rows))
     one = feeds if fixed else {name: value[:1] for name, value in feeds.items()}
-    return bench.measure([float_path, path], threads=(threads,), feeds=one, seconds=0.2, min_rounds=7, seed=seed)
+    provider, threads, seed = how
+    return bench.measure(
+        [float_path, path],
+        providers=(provider,),
+        threads=(threads,),
+        feeds=one,
+        seconds=0.2,
+        min_rounds=7,
+        seed=seed,
+    )
 
 
 def too_slow(settings: Recipe, verdict: Verdict | None) -> str:
@@ -158,7 +194,7 @@ def _warnings(
     placed: Placed | None,
 ) -> Iterable[str]:
     missed = [node for node in coverage.floats if node.name in plan.weights]
-    if missed and not plan.simulated:
+    if missed and not plan.simulated and not coverage.planned:
         names = ", ".join(node.name for node in missed[:3])
         yield f"{len(missed)} layers meant for integers run in float: {names}. Please report this."
     if gap > ALLOWED_GAP:
@@ -172,5 +208,5 @@ def _warnings(
         yield f"on this machine the quantized model is no gain in speed: {latency[1].words}."
         if placed is not None:
             yield f"no placement of integers that was timed beats float: {source.name} is the fastest file here."
-    if plan.simulated:
+    if plan.simulated and TARGETS[plan.target].on_cpu:
         yield "activations of other than 8 bits are simulated: exact, but in float kernels and without a speed gain."

@@ -19,14 +19,16 @@ import numpy.typing as npt
 from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
-from onnxq.types import Border, LearnedLayer, LogGrid, QuantPlan, TensorGrid, WeightGrid
+from onnxq.types import BlockGrid, Border, LearnedLayer, LogGrid, QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
+EXTRA = ("origin", "ranges")
+"""Keys of a file that are not the plan's: they say where it came from (`origin`)."""
 
 
-def plan_to_json(plan: QuantPlan) -> str:
-    """The plan as a JSON document, one line per tensor, weight and node."""
-    document = {"schema": SCHEMA, **asdict(plan)}
+def plan_to_json(plan: QuantPlan, extra: Mapping[str, Any] | None = None) -> str:
+    """The plan as a JSON document, one line per tensor, weight and node; `extra` is what `EXTRA` names."""
+    document = {"schema": SCHEMA, **asdict(plan), **(extra or {})}
     return _pretty(document) + "\n"
 
 
@@ -42,6 +44,8 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
         raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
         raise InputError(f"{where} is not a plan of schema {SCHEMA}.")
+    for key in EXTRA:
+        document.pop(key, None)
     _known(document, QuantPlan, where)
     try:
         return QuantPlan(
@@ -64,6 +68,8 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
                 key: _log_grid(value, f"{where}: softmax {key}")
                 for key, value in document.get("log_softmax", {}).items()
             },
+            blocks={key: _block(value, f"{where}: block {key}") for key, value in document.get("blocks", {}).items()},
+            half=_names(document.get("half", []), "half", where),
         )
     except KeyError as error:
         raise InputError(f"{where} lacks the key {error}.") from error
@@ -165,6 +171,13 @@ def _log_grid(value: Mapping[str, Any], where: str) -> LogGrid:
     if type(value["per_octave"]) is not int or value["per_octave"] not in (1, 2):
         raise InputError(f"{where}: per_octave must be 1 or 2, not {value['per_octave']!r}.")
     return LogGrid(_bits(value["bits"], where), value["per_octave"])
+
+
+def _block(value: Mapping[str, Any], where: str) -> BlockGrid:
+    _known(value, BlockGrid, where)
+    if value["bits"] not in (4, 8) or type(value["block"]) is not int or value["block"] < 16:
+        raise InputError(f"{where}: a block has 4 or 8 bits and 16 inputs or more.")
+    return BlockGrid(value["bits"], value["block"])
 
 
 def _bits(value: object, where: str, *, wide: bool = False) -> int:

@@ -1,6 +1,7 @@
-"""Placement on the CPU: which nodes run in integers, which tensors get a grid, and why the rest stays float.
+"""Placement: which nodes run in integers, which tensors get a grid, and why the rest stays float.
 
-The rules come from measurements of onnxruntime's CPU kernels (docs/placement.md):
+Targets that want other tensors on grids than onnxruntime's CPU kernels are in `others`. The rules here come from
+measurements of these kernels (docs/placement.md):
 
 * A Conv becomes an integer kernel only when its output is quantized too, so its output is *forced* onto a grid.
   A Gemm or MatMul can return float: its output is quantized only when integer kernels read it.
@@ -25,8 +26,10 @@ from onnxq import graph
 from onnxq.graph import Model, Value
 from onnxq.plan.attention import FLOAT, Attention, cores, log_grids, with_products
 from onnxq.plan.guards import guards, sums
+from onnxq.plan.others import KEPT, Chosen, everything, names, operands
 from onnxq.plan.units import Unit, is_depthwise, makers, readers, units_of
 from onnxq.types import LogGrid
+from onnxq.types.target import CPU, Target
 
 REDUCES = ("GlobalAveragePool",)
 """Worth running in integers for their own sake: they read much and return little."""
@@ -52,6 +55,7 @@ class Placement:
         tables: Gather nodes that look up rows of a large constant table.
         attention_bits: Bits of the operands of the integer units of kind "product"; 0 where there are none.
         log_softmax: Softmax nodes whose result those units read from a logarithmic grid.
+        target: What it is made for.
     """
 
     units: tuple[Unit, ...]
@@ -64,6 +68,7 @@ class Placement:
     tables: tuple[str, ...]
     attention_bits: int = 0
     log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
+    target: Target = CPU
 
     @property
     def layers(self) -> list[Unit]:
@@ -75,8 +80,9 @@ def place(
     model: Model,
     *,
     keep_float: Iterable[str] = (),
-    refuse: dict[str, str] | None = None,
+    refuse: Mapping[str, str] | None = None,
     attention: Attention = FLOAT,
+    target: Target = CPU,
 ) -> Placement:
     """Decide what runs in integers.
 
@@ -85,34 +91,47 @@ def place(
         keep_float: Names of nodes that must stay in float.
         refuse: Tensors that must not be quantized -> why (values that calibration found unusable).
         attention: How the products of attention are quantized; by default they are not.
+        target: Whose rules hold; one that computes in float16 gets no integers.
     """
-    keep = set(keep_float)
-    found = [core for core in cores(model) if core.softmax.name not in keep] if attention.bits else []
-    units = with_products(units_of(model), found, attention)
-    solver = _Solver(units, keep, refuse or {})
+    keep, refused = set(keep_float), refuse or {}
+    whole = target.placing == "everything"
+    found = [core for core in cores(model) if core.softmax.name not in keep] if attention.bits and not whole else []
+    units = units_of(model, absorb=not whole)
+    choosing = {"kernels": _kernels, "operands": operands, "everything": everything}
+    if target.placing in choosing:
+        chosen = choosing[target.placing](with_products(units, found, attention), keep, refused)
+    else:
+        chosen = Chosen(tuple(units), frozenset(), (), frozenset(), {})
+    tensors = frozenset(chosen.tensors)
+    return Placement(
+        units=chosen.units,
+        integer=chosen.integer,
+        tensors=chosen.tensors,
+        fixed=chosen.fixed,
+        skipped=chosen.skipped,
+        guards=guards(chosen.units, chosen.integer, tensors, chosen.fixed) if target.guarded else (),
+        sums=sums(chosen.units, chosen.integer) if target.guarded else (),
+        tables=tuple(name for name in _tables(model) if name not in keep) if target.tables else (),
+        attention_bits=attention.bits,
+        log_softmax=log_grids(found, chosen.integer, attention),
+        target=target,
+    )
+
+
+def _kernels(units: list[Unit], keep: set[str], refuse: Mapping[str, str]) -> Chosen:
+    """What the kernels of the CPU absorb."""
+    solver = _Solver(units, keep, refuse)
     solver.solve()
     integer = frozenset(solver.integer)
-    tensors = _tensors(units, integer, solver)
-    values = graph.value_map(model)
-    fixed = frozenset(name for name in tensors if solver.fixed(values[name]))
-    return Placement(
-        units=tuple(units),
-        integer=integer,
-        tensors=tensors,
-        fixed=fixed,
-        skipped=solver.skipped,
-        guards=guards(units, integer, frozenset(tensors), fixed),
-        sums=sums(units, integer),
-        tables=tuple(name for name in _tables(model) if name not in keep),
-        attention_bits=attention.bits,
-        log_softmax=log_grids(found, integer, attention),
-    )
+    values = _tensors(units, integer, solver)
+    fixed = frozenset(name for name, value in values.items() if solver.fixed(value))
+    return Chosen(tuple(units), integer, tuple(values), fixed, solver.skipped)
 
 
 class _Solver:
     """Shrinks the set of integer units until every member has what it needs."""
 
-    def __init__(self, units: list[Unit], keep_float: set[str], refuse: dict[str, str]) -> None:
+    def __init__(self, units: list[Unit], keep_float: set[str], refuse: Mapping[str, str]) -> None:
         self.units = units
         self.maker = makers(units)
         self.readers = readers(units)
@@ -121,7 +140,7 @@ class _Solver:
         self.integer: set[Unit] = set()
         for unit in units:
             if any(member.name in keep_float for member in unit.members):
-                self._skip(unit, "asked to stay in float")
+                self._skip(unit, KEPT)
             elif unit.kind == "float":
                 self._skip(unit, unit.reason)
             else:
@@ -163,9 +182,9 @@ class _Solver:
         return forced, near, hot
 
     def _offence(self, unit: Unit, forced: set[Value], near: set[Value], hot: set[Value]) -> str:
-        for value in (*unit.inputs, *unit.outputs):
-            if value.name in self.refuse:
-                return self.refuse[value.name]
+        for name in names((*unit.inputs, *unit.outputs)):
+            if name in self.refuse:
+                return self.refuse[name]
         if unit.kind == "product":
             return ""
         if unit.layer is not None:
@@ -205,15 +224,15 @@ class _Solver:
         return inside and not value.is_graph_output() and len(graph.users(value)) > 0
 
 
-def _tensors(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> tuple[str, ...]:
-    found: dict[str, None] = {}
+def _tensors(units: list[Unit], integer: frozenset[Unit], solver: _Solver) -> dict[str, Value]:
+    found: dict[str, Value] = {}
     for unit in units:
         if unit not in integer:
             continue
-        found.update((graph.name_of(value), None) for value in unit.inputs)
+        found.update((graph.name_of(value), value) for value in unit.inputs)
         if solver.returns_grid(unit):
-            found.update((graph.name_of(value), None) for value in unit.outputs if value.name)
-    return tuple(found)
+            found.update((graph.name_of(value), value) for value in unit.outputs if value.name)
+    return found
 
 
 TABLE_ELEMENTS = 16_384

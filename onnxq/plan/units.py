@@ -90,24 +90,29 @@ class Unit:
         return self.kind == "product" or (self.layer is not None and self.layer.node.op_type in ("Gemm", "MatMul"))
 
 
-def units_of(model: Model) -> list[Unit]:
-    """All units in graph order."""
+def units_of(model: Model, absorb: bool = True) -> list[Unit]:
+    """All units in graph order.
+
+    Args:
+        model: The prepared float model.
+        absorb: Whether a MatMul's unit holds the Add of its bias; otherwise that is a unit of its own.
+    """
     found: list[Unit] = []
     absorbed: set[Node] = set()
     for node in graph.nodes(model):
         if node in absorbed:
             continue
-        unit = _unit(node)
+        unit = _unit(node, absorb)
         absorbed.update(unit.members)
         found.append(unit)
     return found
 
 
-def _unit(node: Node) -> Unit:
+def _unit(node: Node, absorb: bool) -> Unit:
     if node.domain not in ("", "ai.onnx"):
         return _float(node, f"{node.domain}.{node.op_type} is not a standard operator")
     if node.op_type in ("Conv", "Gemm", "MatMul"):
-        return _layer(node)
+        return _layer(node, absorb)
     if node.op_type in ("Add", "Mul"):
         return _operands(node, "elementwise", absorb=True)
     if node.op_type == "Concat":
@@ -144,10 +149,12 @@ def _weights_only(node: Node) -> Layer | None:
     return None if isinstance(layer, str) else layer
 
 
-def _layer(node: Node) -> Unit:
+def _layer(node: Node, absorb: bool) -> Unit:
     layer = graph.layer_of(node)
     if isinstance(layer, str):
         return _float(node, layer)
+    if layer.bias_add is not None and not absorb:
+        return Unit(node, "layer", (node,), (layer.data,), (node.outputs[0],), layer=layer)
     members = [node, *([layer.bias_add] if layer.bias_add is not None else [])]
     reason = _slow_group(node, layer)
     activation = graph.activation_after(layer.output)

@@ -55,12 +55,14 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "optimized_gap_steps": verdict.optimized_gap,
         "measured_placement": None if verdict.placed is None else asdict(verdict.placed),
         "warnings": list(verdict.warnings),
+        "notes": list(verdict.notes),
     }
 
 
 def _coverage(coverage: Coverage) -> dict[str, Any]:
     return {
         "integer_coverage": coverage.share,
+        "integer_coverage_planned": coverage.planned,
         "integer_macs": coverage.integer_macs,
         "total_macs": coverage.total_macs,
         "kernels": dict(coverage.kernels),

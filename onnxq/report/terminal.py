@@ -40,6 +40,8 @@ def print_quantize(console: Console, run: Summary) -> None:
         return
     console.print(_verdict_table(run, run.verdict))
     _print_floats(console, run.verdict.coverage, run.plan)
+    for note in run.verdict.notes:
+        console.print(f"note: {escape(note)}")
     for warning in run.verdict.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
 
@@ -72,7 +74,8 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     if run.blocks:
         table.add_row("blocks learned", "", f"{sum(block.kept for block in run.blocks)}", _gain(run.blocks))
     coverage = verdict.coverage
-    table.add_row("integer coverage", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
+    planned = ", planned" if coverage.planned else ""
+    table.add_row(f"integer coverage{planned}", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
     return table
 
 
@@ -86,6 +89,8 @@ def _gain(blocks: Sequence[BlockResult]) -> str:
 
 
 def _macs(coverage: Coverage) -> str:
+    if coverage.planned:
+        return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates"
     kernels = sum(
         count for name, count in coverage.kernels.items() if name.startswith(("QLinear", "QGemm", "MatMulInteger"))
     )

@@ -108,6 +108,8 @@ def restrict(plan: QuantPlan, model: Model) -> QuantPlan:
         tables=tuple(name for name in plan.tables if name in nodes),
         borders={name: border for name, border in plan.borders.items() if name in values and name not in inputs},
         log_softmax={name: grid for name, grid in plan.log_softmax.items() if name in nodes},
+        blocks={name: grid for name, grid in plan.blocks.items() if name in nodes},
+        half=tuple(name for name in plan.half if name in nodes),
     )
 
 

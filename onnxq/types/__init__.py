@@ -31,10 +31,12 @@ from onnxq.types.results import (
 )
 from onnxq.types.rewriting import Applied, Rewriting
 from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work
+from onnxq.types.target import BlockGrid
 
 __all__ = [
     "Applied",
     "Array",
+    "BlockGrid",
     "BlockInfo",
     "BlockResult",
     "Border",

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from onnxq.types.target import BlockGrid
+
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 """One batch of model inputs: input name -> array."""
@@ -227,6 +229,7 @@ class QuantPlan:
         tables: Gather nodes whose constant table is stored in int8, one step per row.
         borders: Rounding borders of some of `tensors`; float operators shift the values in front of QuantizeLinear.
         log_softmax: Softmax nodes whose result the nodes of `integer` read from a logarithmic grid.
+        blocks: MatMul nodes with weights in blocks and float activations. half: Nodes that compute in float16.
     """
 
     target: str
@@ -241,6 +244,8 @@ class QuantPlan:
     tables: tuple[str, ...] = ()
     borders: Mapping[str, Border] = field(default_factory=dict)
     log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
+    blocks: Mapping[str, BlockGrid] = field(default_factory=dict)
+    half: tuple[str, ...] = ()
 
     @property
     def simulated(self) -> bool:

@@ -30,6 +30,7 @@ class Coverage:
         kernels: Number of nodes by kernel name in the optimised graph.
         floats: Weighted nodes (and matrix products of activations) that run in float.
         constant_bytes: Bytes of the constants that the kernels read.
+        planned: Nothing was executed on the provider: this is what the plan means to run in integers.
     """
 
     integer_macs: int
@@ -37,6 +38,7 @@ class Coverage:
     kernels: Mapping[str, int]
     floats: tuple[FloatNode, ...]
     constant_bytes: int = 0
+    planned: bool = False
 
     @property
     def share(self) -> float:
@@ -70,9 +72,10 @@ class Verdict:
         quantized_bytes: Size of the quantized file.
         latency: (float, quantized) measured in interleaved pairs; empty when not measured.
         optimized_gap: Largest difference between an optimised kernel and the plain meaning of its nodes, in steps of
-            its output's grid.
+            its output's grid; NaN where the provider's kernels were not run.
         warnings: Sentences the user must read.
         placed: What measured placement changed; None where it was not at work.
+        notes: What was not measured, and why.
     """
 
     fidelity: Fidelity
@@ -83,6 +86,7 @@ class Verdict:
     optimized_gap: float
     warnings: tuple[str, ...] = ()
     placed: Placed | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

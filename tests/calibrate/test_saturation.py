@@ -36,7 +36,8 @@ def shares(made, data, zero_point=0, bits=8, per_channel=True, tensor_bits=8, **
         for layer in layers.values()
     }
     grids = {name: weight_grid(layer, bits, per_channel) for name, layer in layers.items()}
-    return saturating(made, layers, tensors, grids, data, config=ONE, **options)
+    found = saturating(made, layers, tensors, grids, data, config=ONE, **options)
+    return {name: saturation.share for name, saturation in found.items()}
 
 
 def codes(values, step, zero, low, high):
@@ -262,3 +263,47 @@ def test_sampled_convolutions(monkeypatch):
     monkeypatch.setattr(MODULE, "POSITIONS", 10_000)
     (exact,) = shares(made, [{"x": x}]).values()
     assert share == pytest.approx(exact, rel=0.15)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_loss_is_that_of_sums_whose_pairs_saturate(transposed):
+    w, zero = loud(9, 5) * np.linspace(0.4, 2.0, 5, dtype=np.float32), 40
+    attributes, stored = ("<transB = 1>", w.T.copy()) if transposed else ("", w)
+    dims = ",".join(map(str, stored.shape))
+    made = model(f"g (float[N,9] x, float[{dims}] w) => (float[N,5] y) {{ y = Gemm{attributes}(x, w) }}", w=stored)
+    x = weights(11, 9, low=0.1, high=0.85)
+    (name, layer), *_ = layers_of(made).items()
+    grid = weight_grid(layer)
+    (found,) = saturating(
+        made, {name: layer}, {"x": TensorGrid(STEP, zero)}, {name: grid}, [{"x": x[:6]}, {"x": x[6:]}], config=ONE
+    ).values()
+    xq, wq = codes(x, STEP, zero, 0, 255), codes(w, np.asarray(grid.scales), 0, -127, 127)
+    signal = noise = 0.0
+    for row in xq:
+        for column, step in zip(wq.T, grid.scales, strict=True):
+            pairs = [int(row[k] * column[k] + row[k + 1] * column[k + 1]) for k in range(0, 8, 2)]
+            lost = sum(pair - min(max(pair, -32768), 32767) for pair in pairs)
+            signal += (step * int((row - zero) @ column)) ** 2
+            noise += (step * lost) ** 2
+    assert noise > 0
+    assert found.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
+
+
+def test_groups_lose_what_their_own_outputs_lack():
+    w = loud(6, 2, 1, 1) * np.array([1, 3, 1, 2, 1, 5], np.float32).reshape(6, 1, 1, 1)
+    made = model("g (float[1,4,2,3] x, float[6,2,1,1] w) => (float[1,6,2,3] y) { y = Conv<group = 2>(x, w) }", w=w)
+    x = weights(1, 4, 2, 3, low=0.5, high=1.0)
+    (name, layer), *_ = layers_of(made).items()
+    grid = weight_grid(layer)
+    (found,) = saturating(
+        made, {name: layer}, {"x": TensorGrid(STEP, 0)}, {name: grid}, [{"x": x}], config=ONE
+    ).values()
+    xq, steps = codes(x, STEP, 0, 0, 255)[0], np.asarray(grid.scales)
+    wq = codes(w, steps.reshape(6, 1, 1, 1), 0, -127, 127)[:, :, 0, 0]
+    signal = noise = 0.0
+    for channel in range(6):
+        first = channel // 3 * 2
+        whole = xq[first] * wq[channel, 0] + xq[first + 1] * wq[channel, 1]
+        signal += np.square(steps[channel] * whole).sum()
+        noise += np.square(steps[channel] * (whole - np.clip(whole, -32768, 32767))).sum()
+    assert found.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)

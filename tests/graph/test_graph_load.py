@@ -6,7 +6,7 @@ import pytest
 from helpers import model, ops, proto, run, weights
 
 from onnxq import graph
-from onnxq.errors import EnvironmentFault, ModelError
+from onnxq.errors import EnvironmentFault, ModelError, UnsupportedError
 
 CONV = "g (float[2,3,6,6] x, float[4,3,3,3] w) => (float[2,4,4,4] y) { y = Conv(x, w) }"
 W = weights(4, 3, 3, 3)
@@ -200,3 +200,18 @@ def test_loading_twice_gives_the_same_names_and_bytes(tmp_path):
     first, second = graph.load(tmp_path / "m.onnx"), graph.load(tmp_path / "m.onnx")
     assert graph.to_bytes(first) == graph.to_bytes(second)
     assert graph.digest(first) == graph.digest(second)
+
+
+@pytest.mark.parametrize(("opset", "read"), [(6, False), (7, True), (8, True)])
+def test_the_oldest_opset_is_the_one_that_the_refusal_names(tmp_path, opset, read):
+    made = proto(
+        "g (float[2,4] x, float[4,3] w) => (float[2,3] y) { c = MatMul(x, w) y = Relu(c) }", opset, w=weights(4, 3)
+    )
+    made.ir_version = 3
+    made.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 3]))
+    path = tmp_path / "old.onnx"
+    onnx.save(made, path)
+    if read:
+        assert graph.opset(graph.load(path)) == 13
+    else:
+        assert "onnxq reads opset 7 and newer" in refusal(path, UnsupportedError)

@@ -72,7 +72,8 @@ def verdict_section(run: Summary) -> Html:
         if warnings
         else None
     )
-    return section("verdict", "Verdict", alert, tag("ul.cards", _cards(run, run.verdict)))
+    notes = [tag("p", note) for note in run.verdict.notes]
+    return section("verdict", "Verdict", alert, tag("ul.cards", _cards(run, run.verdict)), *notes)
 
 
 def _card(name: str, figure: str, *content: Content) -> Html:
@@ -115,7 +116,9 @@ def _cards(run: Summary, verdict: Verdict) -> Iterator[Html]:
         words.percent(coverage.share),
         charts.share(coverage.share, "integer"),
         f"of {words.millions(coverage.total_macs)} multiply-accumulates per row",
-        f"kernels and the plain meaning of their nodes differ by at most {verdict.optimized_gap:.2g} of a step",
+        "planned: no provider has shown the graph that it runs"
+        if coverage.planned
+        else f"kernels and the plain meaning of their nodes differ by at most {verdict.optimized_gap:.2g} of a step",
     )
 
 
