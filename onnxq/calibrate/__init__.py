@@ -11,7 +11,7 @@ from onnxq.calibrate.data import (
 )
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
 from onnxq.calibrate.outliers import Outlier, TensorOutliers, find_outliers
-from onnxq.calibrate.ranges import RULES, RangeRule
+from onnxq.calibrate.ranges import RULES, RangeRule, register_rule
 from onnxq.calibrate.saturation import saturating
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "open_data",
     "open_labelled",
     "probe_shapes",
+    "register_rule",
     "saturating",
     "split",
 ]

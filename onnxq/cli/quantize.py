@@ -42,7 +42,8 @@ Examples:
               "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
               "methods.")  # fmt: skip
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file, or the ONNX file "
+              "of an earlier run; options given here replace its values.")  # fmt: skip
 @click.option("--target", metavar="NAME", help="auto (this machine, default) or cpu.")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
 @click.option("--activation-bits", type=int, help="2 to 8 (default 8) or 16; only 8 is fast on CPUs.")
@@ -162,8 +163,8 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
 
     if options["preset"] is not None and options["recipe"] is not None:
         raise UsageError("give --preset or --recipe, not both; a recipe file may name its preset.")
-    if options["recipe"] is not None and options["recipe"].suffix != ".toml":
-        raise UsageError(f"--recipe takes a .toml file, not {options['recipe']}.")
+    if options["recipe"] is not None and options["recipe"].suffix not in (".toml", ".onnx"):
+        raise UsageError(f"--recipe takes a .toml file, or an .onnx file of an earlier run, not {options['recipe']}.")
     fields = (
         "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
         "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
@@ -225,9 +226,8 @@ def _summary(
     options: dict[str, Any],
     began: float,
 ) -> Summary:
-    from dataclasses import asdict
-
     from onnxq.pipeline import evaluate
+    from onnxq.recipe import plain
     from onnxq.types import Summary
 
     evaluation = None
@@ -238,7 +238,7 @@ def _summary(
     return Summary(
         source=str(model),
         output=None if target is None else str(target),
-        recipe=asdict(result.recipe),
+        recipe=plain(result.recipe),
         data=result.data,
         rows=result.rows,
         plan=result.plan,

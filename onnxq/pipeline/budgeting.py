@@ -63,7 +63,7 @@ def calibrated(
     whole = replace(settings, weight_bits=BASE[0], activation_bits=BASE[1], first_last=BASE[0])
     plan = plan_of(model, placement, ranges[BASE[1]], rows, whole, log)
     narrow = frozenset(name for name, grid in plan.weights.items() if grid.bits < BASE[0])
-    return Calibrated(model, placement, ranges, replace(precision_of(settings), narrow=narrow))
+    return Calibrated(model, placement, ranges, replace(precision_of(settings, placement), narrow=narrow))
 
 
 def require_consistent(settings: Recipe) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from onnxq import bench, calibrate, graph, runtime
@@ -11,11 +10,13 @@ from onnxq.calibrate import RULES
 from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
+from onnxq.hints import nearest
+from onnxq.overrides import Override, chosen, settle
 from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, make_plan, place
 from onnxq.plan.attention import Attention
 from onnxq.recipe import Recipe
-from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan
+from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan, TensorStats
 
 TRIAL_ROWS = 16
 """Rows on which range candidates are compared."""
@@ -23,7 +24,7 @@ TRIAL_ROWS = 16
 
 def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Placement, Observations]:
     """Placement and statistics; tensors with infinities or NaN are taken out of the placement."""
-    keep = _matches(model, settings.keep_float)
+    keep = _kept(model, settings)
     attention = Attention(settings.attention_bits, settings.softmax)
     placement = place(model, keep_float=keep, attention=attention)
     if not placement.layers:
@@ -42,18 +43,46 @@ def observe(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tuple[Pl
     if broken:
         log.warn(f"{len(broken)} tensors hold infinities or NaN on the calibration data and stay in float")
         placement = place(model, keep_float=keep, refuse=broken, attention=attention)
+    _warn_of_idle(model, placement, settings, log)
     return placement, observations
 
 
-def _matches(model: Model, patterns: Sequence[str]) -> list[str]:
-    names = list(graph.node_names(model))
-    found: list[str] = []
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
+def _operators(model: Model) -> dict[str, str]:
+    return {name: str(node.op_type) for name, node in graph.node_names(model).items()}
+
+
+def _warn_of_idle(model: Model, placement: Placement, settings: Recipe, log: Log) -> None:
+    """Say which overrides change nothing, as what they choose is not there or does not run in integers."""
+    nodes = _operators(model)
+    integer = {unit.name: nodes[unit.name] for unit in placement.layers}
+    for override in settings.layers:
+        if not chosen(override, nodes):
+            log.warn(f"{override} matches no node of the simplified model{_near(override.match or '', nodes)}")
+        elif not override.keep_float and not chosen(override, integer):
+            log.warn(f"{override} matches no layer that runs in integers.")
+
+
+def _kept(model: Model, settings: Recipe) -> list[str]:
+    """Names of the nodes that the recipe keeps in float."""
+    nodes = _operators(model)
+    found = [name for name, override in settle(settings.layers, nodes).items() if override.keep_float]
+    for pattern in settings.keep_float:
+        matched = chosen(Override(pattern, keep_float=True), nodes)
         if not matched:
-            raise UsageError(f"keep-float pattern {pattern!r} matches no node of the simplified model.")
+            near = _near(pattern, nodes)
+            raise UsageError(f"keep-float pattern {pattern!r} matches no node of the simplified model{near}")
         found += matched
     return found
+
+
+def _near(pattern: str, nodes: Mapping[str, str]) -> str:
+    near = nearest(pattern, nodes)
+    return f". Did you mean {' or '.join(map(repr, near))}?" if near else "."
+
+
+def _own(placement: Placement, settings: Recipe) -> dict[str, Override]:
+    """What the recipe says of single integer layers, by name."""
+    return settle(settings.layers, {unit.name: str(unit.node.op_type) for unit in placement.layers})
 
 
 def choose_ranges(
@@ -62,11 +91,12 @@ def choose_ranges(
     """A range for every tensor of the placement, by one rule or by what hurts the layers behind it least."""
     stats = {name: seen.tensors[name] for name in placement.tensors}
     seen_ranges = {name: Range(found.low, found.high, "minmax") for name, found in stats.items()}
-    bits = activation_bits(placement, Groups(placement, seen_ranges), precision_of(settings))
+    bits = activation_bits(placement, Groups(placement, seen_ranges), precision_of(settings, placement))
     grids = {name: Grid(count, signed=False, symmetric=False) for name, count in bits.items()}
+    given = _given_ranges(placement, settings, stats, grids)
     if settings.ranges != "auto":
         rule = RULES[settings.ranges]
-        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()}
+        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()} | given
     log.stage("Choosing ranges")
     readers = _readers(placement)
     chosen = calibrate.choose(
@@ -77,7 +107,20 @@ def choose_ranges(
         grids,
         progress=log.advance,
     )
-    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()}
+    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()} | given
+
+
+def _given_ranges(
+    placement: Placement, settings: Recipe, stats: Mapping[str, TensorStats], grids: Mapping[str, Grid]
+) -> dict[str, Range]:
+    """Ranges of the tensors that single layers have a rule for."""
+    own, found = _own(placement, settings), {}
+    for unit in placement.layers:
+        rule = own[unit.name].ranges if unit.name in own else None
+        if rule is not None:
+            name = graph.name_of(unit.inputs[0])
+            found[name] = Range(*RULES[rule](stats[name], grids[name]), rule)
+    return found
 
 
 def _readers(placement: Placement) -> dict[str, list[Layer]]:
@@ -115,7 +158,7 @@ def plan_of(
     log: Log,
 ) -> QuantPlan:
     """The grids; layers that would saturate where they must not get 7-bit weights."""
-    precision = precision_of(settings)
+    precision = precision_of(settings, placement)
     plan = make_plan(model, placement, ranges, precision, target="cpu")
     if not (settings.portable or (settings.target == "auto" and runtime.saturates())):
         return plan
@@ -129,12 +172,20 @@ def plan_of(
     return make_plan(model, placement, ranges, replace(precision, narrow=frozenset(narrow)), target="cpu")
 
 
-def precision_of(settings: Recipe) -> Precision:
-    """Bit widths and granularity that a recipe asks for."""
-    return Precision(
+def precision_of(settings: Recipe, placement: Placement) -> Precision:
+    """Bit widths and granularity that a recipe asks for, those of single layers among them."""
+    uniform = Precision(
         weight_bits=settings.weight_bits,
         activation_bits=settings.activation_bits,
         per_channel=settings.per_channel,
         first_last=settings.first_last,
         residual_bits=settings.residual_bits,
     )
+    own, names = _own(placement, settings), [unit.name for unit in placement.layers]
+    bits = {}
+    for name, override in own.items():
+        weights, activations = uniform.bits_of(name, ends=name in (names[0], names[-1]))
+        if override.has_bits:
+            bits[name] = (override.weight_bits or weights, override.activation_bits or activations)
+    granularity = {name: found.per_channel for name, found in own.items() if found.per_channel is not None}
+    return replace(uniform, layers=bits, granularity=granularity)

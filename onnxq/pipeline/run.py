@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, 
 from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
 from onnxq.pipeline.verify import verify
 from onnxq.plan import Placement, save_learned, save_plan
-from onnxq.recipe import Recipe, resolve
+from onnxq.recipe import Recipe, plain, resolve
 from onnxq.types import BlockResult, Dataset, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
 from onnxq.types.details import Details
 from onnxq.version import __version__
@@ -176,7 +176,7 @@ class Work:
         """What the file says about itself."""
         return {
             "onnxq.version": __version__,
-            "onnxq.recipe": json.dumps(asdict(self.settings), sort_keys=True),
+            "onnxq.recipe": json.dumps(plain(self.settings), sort_keys=True),
             "onnxq.source": self.path.name,
             "onnxq.source_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
             "onnxq.data": json.dumps(self.rows.provenance, sort_keys=True, default=str),

@@ -6,6 +6,7 @@ test, for which the documents do not hold the rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -186,7 +187,9 @@ def _setting(value: object) -> str:
     """A field of a recipe; older documents may not have it, which is as if nothing was asked for."""
     if value is None or value in ("", []):
         return NONE
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(part if isinstance(part, str) else json.dumps(part) for part in value)
+    return str(value)
 
 
 def _bits_section(names: Sequence[str], reports: Sequence[Document]) -> Html:
