@@ -5,12 +5,13 @@ from onnxq.bench.fidelity import Score, compare, gap_in_steps, top1
 from onnxq.bench.inputs import fixed_batch, make_feeds, parse_shapes
 from onnxq.bench.latency import measure
 from onnxq.bench.macs import float_macs, matrix_tensors
-from onnxq.bench.stats import mcnemar, ratio_interval, wilson
+from onnxq.bench.stats import difference, mcnemar, paired, ratio_interval, wilson
 
 __all__ = [
     "Score",
     "compare",
     "coverage",
+    "difference",
     "fixed_batch",
     "float_macs",
     "foreign_coverage",
@@ -20,6 +21,7 @@ __all__ = [
     "matrix_tensors",
     "mcnemar",
     "measure",
+    "paired",
     "parse_shapes",
     "ratio_interval",
     "top1",

@@ -16,6 +16,7 @@ import click
 
 from onnxq.cli.benchmark import benchmark
 from onnxq.cli.common import printable
+from onnxq.cli.compare import compare
 from onnxq.cli.doctor import doctor
 from onnxq.cli.evaluate import evaluate
 from onnxq.cli.harden import harden
@@ -39,7 +40,7 @@ def group() -> None:
     """
 
 
-for command in (quantize, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
+for command in (quantize, benchmark, evaluate, compare, inspect, simplify, reparam, sensitivity, harden, doctor):
     group.add_command(command)
 
 

@@ -1,5 +1,6 @@
 """What people and programs read: terminal tables and JSON."""
 
+from onnxq.report.comparing import print_compare, read_run
 from onnxq.report.document import (
     benchmark_document,
     evaluation_document,
@@ -27,6 +28,7 @@ __all__ = [
     "html_report",
     "inspection_document",
     "print_benchmark",
+    "print_compare",
     "print_evaluation",
     "print_harden",
     "print_inspection",
@@ -34,6 +36,7 @@ __all__ = [
     "print_reparam",
     "print_sensitivity",
     "quantize_document",
+    "read_run",
     "reparam_document",
     "sensitivity_document",
     "to_json",

@@ -45,6 +45,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "sqnr_db": dict(verdict.fidelity.sqnr_db),
         "agreement": _interval(verdict.fidelity.agreement),
+        "agreed": None if verdict.fidelity.agreed is None else asdict(verdict.fidelity.agreed),
         "held_out_rows": verdict.fidelity.rows,
         "float_bytes": verdict.float_bytes,
         "quantized_bytes": verdict.quantized_bytes,
@@ -76,7 +77,7 @@ def _latency(latency: Latency) -> dict[str, Any]:
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    return asdict(evaluation)
+    return {**asdict(evaluation), "p_value": evaluation.paired.p_value if evaluation.paired is not None else None}
 
 
 def evaluation_document(model: str, evaluation: Evaluation) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxq.report import words
 from onnxq.types import (
     BlockInfo,
     BlockResult,
@@ -60,11 +61,11 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
             "top-1",
             _percent(base) if base is not None else "-",
             _percent(run.evaluation.accuracy),
-            f"{run.evaluation.rows} labelled rows; {_significance(run.evaluation.p_value)}",
+            _paired(run.evaluation, f"95 % CI of {run.evaluation.rows} labelled rows"),
         )
     if verdict.fidelity.agreement is not None:
         agreement = verdict.fidelity.agreement
-        table.add_row("top-1 agreement", "", _percent(agreement), f"{verdict.fidelity.rows} held-out rows")
+        table.add_row("agreement", "", _percent(agreement), f"95 % CI of {verdict.fidelity.rows} held-out rows")
     for name, sqnr in verdict.fidelity.sqnr_db.items():
         table.add_row("SQNR", "", f"{sqnr:.1f} dB", f"output {escape(name)}")
     if run.blocks:
@@ -72,6 +73,10 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     coverage = verdict.coverage
     table.add_row("integer coverage", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
     return table
+
+
+def _paired(found: Evaluation, rows: str) -> str:
+    return rows if found.paired is None else f"{rows}; {found.paired.brief}"
 
 
 def _gain(blocks: Sequence[BlockResult]) -> str:
@@ -128,12 +133,14 @@ def _print_plan(console: Console, run: Summary) -> None:
 def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
     """One line per figure."""
     if found.accuracy is not None:
-        console.print(f"top-1      {_percent(found.accuracy)}   ({found.rows} rows, {escape(model)})")
+        console.print(f"top-1      {_percent(found.accuracy)}   (95 % CI of {found.rows} rows, {escape(model)})")
     if found.reference_accuracy is not None:
-        console.print(f"reference  {_percent(found.reference_accuracy)}   {_significance(found.p_value)}")
+        console.print(f"reference  {_percent(found.reference_accuracy)}")
+    if found.paired is not None:
+        console.print(f"difference {found.paired.words}")
     if found.fidelity is not None:
         if found.fidelity.agreement is not None:
-            console.print(f"agreement  {_percent(found.fidelity.agreement)}")
+            console.print(f"agreement  {_percent(found.fidelity.agreement)}   (95 % CI of {found.fidelity.rows} rows)")
         for name, sqnr in found.fidelity.sqnr_db.items():
             console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
 
@@ -231,11 +238,5 @@ def _bytes(count: int) -> str:
 
 
 def _percent(interval: Interval) -> str:
-    half = 100 * (interval.high - interval.low) / 2
-    return f"{100 * interval.value:.2f} ± {half:.2f} %"
-
-
-def _significance(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    return f"{'a real difference' if p_value < 0.05 else 'no significant difference'} (McNemar p = {p_value:.2g})"
+    """With its 95 % interval."""
+    return f"{words.percent(interval.value, 2)} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"

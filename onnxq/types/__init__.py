@@ -18,6 +18,7 @@ from onnxq.types.flow import (
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
+from onnxq.types.paired import Interval, Paired, PerRow
 from onnxq.types.results import (
     BlockInfo,
     Coverage,
@@ -25,7 +26,6 @@ from onnxq.types.results import (
     Fidelity,
     FloatNode,
     Inspection,
-    Interval,
     Latency,
     LayerInfo,
     Summary,
@@ -55,6 +55,8 @@ __all__ = [
     "Log",
     "LogGrid",
     "Observations",
+    "Paired",
+    "PerRow",
     "QuantPlan",
     "Rewriting",
     "Silence",

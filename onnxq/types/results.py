@@ -7,16 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A point estimate with a 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
+from onnxq.types.paired import Interval, Paired, PerRow
 
 NEGLIGIBLE = 0.01
 """Ratios nearer to 1 than this are no difference: a file timed against itself differs by up to half of it."""
@@ -107,11 +98,13 @@ class Fidelity:
         rows: Number of rows compared.
         sqnr_db: Signal-to-quantization-noise ratio per output, decibels.
         agreement: Share of rows with the same arg-max, None where no output looks like logits.
+        agreed: Which rows have the same arg-max.
     """
 
     rows: int
     sqnr_db: Mapping[str, float]
     agreement: Interval | None
+    agreed: PerRow | None = None
 
 
 @dataclass(frozen=True)
@@ -146,15 +139,17 @@ class Evaluation:
         rows: Rows used.
         accuracy: Top-1 with a 95 % interval; None without labels.
         reference_accuracy: The reference's top-1 on the same rows.
-        p_value: McNemar's exact test of "both models are equally often right"; None without reference or labels.
+        paired: Both models row by row; None without reference or labels.
         fidelity: Against the reference; None without one.
+        correct: Which rows it got right; None without labels.
     """
 
     rows: int
     accuracy: Interval | None
     reference_accuracy: Interval | None
-    p_value: float | None
+    paired: Paired | None
     fidelity: Fidelity | None
+    correct: PerRow | None = None
 
 
 @dataclass(frozen=True)

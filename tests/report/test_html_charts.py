@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Html, join, section, table, tag
 from onnxq.types import Interval
 from onnxq.types.details import Bars

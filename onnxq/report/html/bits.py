@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.charts import Point
 from onnxq.report.html.markup import Html, section, table, tag
 from onnxq.types.details import Details

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.report.html import words
+from onnxq.report import words
 from onnxq.report.html.markup import Html, tag
 from onnxq.types import Interval
 from onnxq.types.details import Bars

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Html, section, tag
 from onnxq.types import Coverage
 from onnxq.types.details import Details, LayerDetail, TensorDetail, WeightDetail

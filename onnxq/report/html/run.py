@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from onnxq.report.html import words
+from onnxq.report import words
+from onnxq.report.document import quantize_document, to_json
 from onnxq.report.html.bits import front_section, sensitivity_section
 from onnxq.report.html.layers import bits, layers_section, map_section, worst
 from onnxq.report.html.markup import Html, page, section, tag
@@ -25,7 +26,8 @@ def html_report(summary: Summary, details: Details, *, command: str = "") -> str
         command: What to type to get the same file again; left out where it is empty.
 
     Returns:
-        The document. Names of nodes, tensors and files are escaped; nothing is loaded from anywhere.
+        The document. Names of nodes, tensors and files are escaped; nothing is loaded from anywhere. It holds what
+        `quantize_document` gives, too, so that reports can be compared.
     """
     coverage = summary.verdict.coverage if summary.verdict is not None else None
     parts = [
@@ -40,7 +42,8 @@ def html_report(summary: Summary, details: Details, *, command: str = "") -> str
         ("rewrites", "Rewrites", rewrites_section(details.passes)),
         ("again", "Reproduce", _again_section(summary, details, command)),
     ]
-    return page(f"{_file(summary)} - onnxq", headline(summary), parts, f"Made by onnxq {__version__}.")
+    document = to_json(quantize_document(summary))
+    return page(f"{_file(summary)} - onnxq", headline(summary), parts, f"Made by onnxq {__version__}.", document)
 
 
 def _file(summary: Summary) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Html, join, section, table, tag
 from onnxq.report.terminal import UNREMARKABLE
 from onnxq.types import Applied, BlockResult, Summary
