@@ -10,9 +10,10 @@ from onnxq.calibrate.data import (
     split,
 )
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
-from onnxq.calibrate.outliers import Outlier, TensorOutliers, find_outliers
+from onnxq.calibrate.outliers import find_outliers
 from onnxq.calibrate.ranges import RULES, RangeRule, register_rule
 from onnxq.calibrate.saturation import saturating
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 __all__ = [
     "PREPROCESS",

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   onnxq quantize resnet.onnx --data photos/ --preprocess imagenet
-  onnxq quantize bert.onnx --data calibration/*.npz's folder -o bert.int8.onnx
+  onnxq quantize bert.onnx --data calibration/ -o bert.int8.onnx --report bert.html
   onnxq quantize model.onnx --data reader:batches --preset fast --dry-run
+  onnxq quantize model.onnx --data data/ --preset w4a8 --eval labelled.npz
+  onnxq quantize model.onnx --data data/ --max-size 0.15x --keep-float '*/head/*'
+  onnxq quantize model.onnx --data data/ --recipe earlier.int8.onnx
 """
 
 
@@ -98,6 +101,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--no-timing", is_flag=True, help="Do not measure latency.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+@click.option("-v", "--verbose", is_flag=True, help="Measure every layer, and show its bits and errors.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def quantize(model: Path, data: str, output: Path | None, labelled: str | None, **options: Any) -> None:
     """Quantize the float model MODEL to int8 and verify the result.
@@ -108,7 +112,7 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     from onnxq import graph
     from onnxq.errors import TargetNotMet
     from onnxq.pipeline import forget_progress
-    from onnxq.report import html_report, print_quantize, quantize_document, to_json
+    from onnxq.report import html_report, print_layers, print_quantize, quantize_document, to_json
 
     began = time.monotonic()
     graph.require_readable(model)
@@ -136,6 +140,9 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     if options["as_json"]:
         click.echo(to_json(quantize_document(summary)))
     else:
+        if options["verbose"] and result.details is not None:
+            print_layers(stdout_console(), result.details)
+            click.echo()
         print_quantize(stdout_console(), summary)
         if summary.output is not None:
             click.echo(f"\nwrote {target} in {summary.seconds:.1f} s")
@@ -177,7 +184,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         options["recipe"] or options["preset"],
         preprocess=_preprocess(options),
         batch=options["batch"],
-        checks=Checks(not options["dry_run"], not options["no_timing"], options["report"] is not None),
+        checks=Checks(not options["dry_run"], not options["no_timing"], _explained(options)),
         place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
         keep=options["keep"],
@@ -193,6 +200,11 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
     )
     _tell(result.data.get("notes"), log)
     return result
+
+
+def _explained(options: dict[str, Any]) -> bool:
+    """Whether every layer has to be measured."""
+    return options["report"] is not None or (options["verbose"] and not options["as_json"])
 
 
 def _preprocess(options: dict[str, Any]) -> Any:
@@ -227,23 +239,10 @@ def _summary(
     began: float,
 ) -> Summary:
     from onnxq.pipeline import evaluate
-    from onnxq.recipe import plain
-    from onnxq.types import Summary
 
     evaluation = None
     if labelled is not None and target is not None:
         evaluation = evaluate(
             target, labelled, reference=model, preprocess=_preprocess(options), batch=options["batch"]
         )
-    return Summary(
-        source=str(model),
-        output=None if target is None else str(target),
-        recipe=plain(result.recipe),
-        data=result.data,
-        rows=result.rows,
-        plan=result.plan,
-        verdict=result.verdict,
-        evaluation=evaluation,
-        seconds=time.monotonic() - began,
-        blocks=result.blocks,
-    )
+    return result.summary(target, evaluation=evaluation, seconds=time.monotonic() - began)

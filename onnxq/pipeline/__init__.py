@@ -3,8 +3,9 @@
 from onnxq.pipeline.checkpoint import forget_progress
 from onnxq.pipeline.contents import inspect
 from onnxq.pipeline.prepare import Prepared, prepare
+from onnxq.pipeline.result import Checks, QuantizedModel
 from onnxq.pipeline.rewrite import reparam, simplify
-from onnxq.pipeline.run import Checks, QuantizedModel, quantize
+from onnxq.pipeline.run import quantize
 from onnxq.pipeline.score import evaluate
 from onnxq.pipeline.tuning import Workplace
 

@@ -17,85 +17,21 @@ from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
 from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
-from onnxq.pipeline.details import details
+from onnxq.pipeline.choice import Choice
+from onnxq.pipeline.explain import explained
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.result import Checks, QuantizedModel
 from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
 from onnxq.pipeline.verify import verify
-from onnxq.plan import Placement, save_learned, save_plan
+from onnxq.plan import Placement
 from onnxq.recipe import Recipe, plain, resolve
-from onnxq.types import BlockResult, Dataset, LearnedLayer, Log, Observations, QuantPlan, Silence, Tuned, Verdict
-from onnxq.types.details import Details
+from onnxq.types import Dataset, Log, Observations, QuantPlan, Silence, Tuned, Verdict
 from onnxq.version import __version__
 
 SLACK = 1.02
 """A latency that is this much above the limit is taken to meet it: repeated measurements differ by as much."""
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is measured about a result.
-
-    Attributes:
-        verify: Compare it with the float model.
-        time_it: Measure latency while verifying.
-        explain: Measure every layer, for the report.
-    """
-
-    verify: bool = True
-    time_it: bool = True
-    explain: bool = False
-
-
-@dataclass(frozen=True)
-class QuantizedModel:
-    """The result of `quantize`.
-
-    Attributes:
-        model: The QDQ graph.
-        plan: The grids and the placement behind it.
-        prepared: The float graph it was made from.
-        recipe: The resolved recipe.
-        data: Where the calibration rows came from.
-        rows: How many of them calibrated the ranges.
-        verdict: What verification found; None for a dry run.
-        learned: Codes and biases that replace plain rounding, by node name.
-        blocks: What learning did to each block.
-        missed: Why the budgets are not met; "" where they are.
-        details: Every layer measured, for the report; None where that was not asked for.
-        progress: Folder that holds what this run learned block by block; None where it kept none.
-    """
-
-    model: Model
-    plan: QuantPlan
-    prepared: Prepared
-    recipe: Recipe
-    data: Mapping[str, object]
-    rows: int
-    verdict: Verdict | None
-    learned: Mapping[str, LearnedLayer]
-    blocks: tuple[BlockResult, ...] = ()
-    missed: str = ""
-    details: Details | None = None
-    progress: Path | None = None
-
-    @property
-    def simulated(self) -> bool:
-        """Whether some grid has no kernel and is emulated at the cost of speed."""
-        return self.plan.simulated
-
-    def save(self, path: str | Path) -> Path:
-        """Write the ONNX file, whole or not at all; returns its path."""
-        target = Path(path)
-        graph.save(self.model, target)
-        return target
-
-    def save_plan(self, path: str | Path) -> None:
-        """Write the plan as JSON; learned codes and biases go beside it, into a file ending in .npz."""
-        save_plan(self.plan, Path(path))
-        if self.learned:
-            save_learned(self.learned, Path(path).with_suffix(".npz"))
 
 
 def quantize(
@@ -213,7 +149,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     prepared, settings, log = work.prepared, work.settings, work.log
     placement, observations = observe(prepared.model, work.rows, settings, log)
     macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
-    plan, missed = _planned(work, placement, observations, macs, keep, place.workers)
+    plan, missed, choice = _planned(work, placement, observations, macs, keep, place.workers)
     outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     tuned = outcome.tuned
     quantized = _emitted(work, tuned)
@@ -222,7 +158,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         timed, seed = checks.time_it, settings.seed
         verdict = verify(prepared, quantized, tuned.plan, work.held_out, macs, time_it=timed, seed=seed, log=log)
     if checks.explain:
-        found = details(prepared, quantized, tuned, observations, work.held_out, log=log)
+        found = explained(prepared, quantized, tuned, observations, (work.rows, work.held_out), choice, log)
     return QuantizedModel(
         model=quantized,
         plan=tuned.plan,
@@ -233,6 +169,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         verdict=verdict,
         learned=tuned.layers,
         blocks=outcome.blocks,
+        steps=outcome.steps,
         missed=missed or _too_large(work, quantized) or _too_slow(settings, verdict),
         details=found,
         progress=place.progress if keeps_progress(settings) else None,
@@ -241,18 +178,18 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
 
 def _planned(
     work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, workers: int
-) -> tuple[QuantPlan, str]:
-    """The plan, and why budgets are not met ("" where they are, or there are none)."""
+) -> tuple[QuantPlan, str, Choice | None]:
+    """The plan, why budgets are not met ("" where they are, or there are none), and what they chose."""
     model, settings, log = work.prepared.model, work.settings, work.log
     if not settings.wishes:
         ranges = choose_ranges(model, placement, seen, work.rows, settings, log)
-        return plan_of(model, placement, ranges, work.rows, settings, log), ""
+        return plan_of(model, placement, ranges, work.rows, settings, log), "", None
     found = calibrated(model, placement, seen, work.rows, settings, [settings.activation_bits], log)
     ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, workers)
     allotted = allot(ask, keep=keep, log=log)
     for sentence in describe(allotted.choice):
         log.note(sentence)
-    return allotted.choice.plan, allotted.missed
+    return allotted.choice.plan, allotted.missed, allotted.choice
 
 
 def _emitted(work: Work, tuned: Tuned) -> Model:

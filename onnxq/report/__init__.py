@@ -10,6 +10,7 @@ from onnxq.report.document import (
 )
 from onnxq.report.harden import Hardening, harden_document, print_harden
 from onnxq.report.html import html_compare, html_report
+from onnxq.report.layers import print_layers
 from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
 from onnxq.report.terminal import (
@@ -32,6 +33,7 @@ __all__ = [
     "print_evaluation",
     "print_harden",
     "print_inspection",
+    "print_layers",
     "print_quantize",
     "print_reparam",
     "print_sensitivity",

@@ -37,6 +37,7 @@ def quantize_document(run: Summary) -> dict[str, Any]:
         "tensors": {name: asdict(grid) for name, grid in run.plan.tensors.items()},
         "skipped": dict(run.plan.skipped),
         "learning": [asdict(result) for result in run.blocks],
+        "tuning": [asdict(step) for step in run.steps],
         "seconds": run.seconds,
     }
 

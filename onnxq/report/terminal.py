@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +23,7 @@ from onnxq.types import (
     Summary,
     Verdict,
 )
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 SHOWN = 6
 """Most rows of a list; the rest is in the JSON."""
@@ -187,6 +188,32 @@ def print_inspection(console: Console, found: Inspection) -> None:
     if found.blocks is not None:
         console.print()
         console.print(_block_table(found.blocks) if found.blocks else "no blocks: they are found in float models")
+    if found.outliers is not None:
+        console.print()
+        _print_outliers(console, found.outliers)
+
+
+def _print_outliers(console: Console, found: Mapping[str, TensorOutliers]) -> None:
+    """Channels and samples that stand out; samples are counted from 0."""
+    loud = {name: tensor for name, tensor in found.items() if tensor.channels or tensor.samples}
+    if not loud:
+        console.print(f"no channel and no sample stands out in the {len(found)} tensors that layers read")
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("outliers in", "channels (times the median)", "samples, from 0 (times the median)"):
+        table.add_column(heading)
+    for name, tensor in loud.items():
+        table.add_row(escape(name), _extremes(tensor.channels), _extremes(tensor.samples))
+    console.print(table)
+    samples = Counter(one.index for tensor in loud.values() for one in tensor.samples)
+    if samples:
+        worst = ", ".join(f"{index} (in {count})" for index, count in samples.most_common(SHOWN))
+        console.print(f"samples that stand out in most tensors: {worst}")
+
+
+def _extremes(found: Sequence[Outlier]) -> str:
+    shown = ", ".join(f"{one.index} ({one.times:.3g}x)" for one in found[:SHOWN]) or "-"
+    return shown + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 
 def _layer_table(found: Inspection) -> Table:

@@ -15,6 +15,7 @@ from onnxq.types.flow import (
     TensorGrid,
     TensorStats,
     Tuned,
+    TuningStep,
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
@@ -64,6 +65,7 @@ __all__ = [
     "TensorGrid",
     "TensorStats",
     "Tuned",
+    "TuningStep",
     "Verdict",
     "WeightGrid",
     "Within",

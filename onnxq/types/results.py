@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
+from onnxq.types.flow import BlockResult, InputSpec, QuantPlan, TuningStep
+from onnxq.types.outliers import TensorOutliers
 from onnxq.types.paired import Interval, Paired, PerRow
 
 NEGLIGIBLE = 0.01
@@ -225,6 +226,7 @@ class Inspection:
         coverage: Integer coverage on this machine's CPU; None for a float model.
         provenance: What onnxq recorded in the file.
         blocks: Blocks of a float model in the order in which they run; None when not asked for.
+        outliers: Of the tensors that a float model's layers read; None when not asked for.
     """
 
     path: str
@@ -239,6 +241,7 @@ class Inspection:
     coverage: Coverage | None
     provenance: Mapping[str, str]
     blocks: tuple[BlockInfo, ...] | None = None
+    outliers: Mapping[str, TensorOutliers] | None = None
 
     @property
     def layer_weights(self) -> int:
@@ -272,6 +275,7 @@ class Summary:
         evaluation: On the labelled rows that were given.
         seconds: Wall time of the run.
         blocks: What learning did to each block.
+        steps: What each stage of tuning did to the outputs.
     """
 
     source: str
@@ -284,3 +288,4 @@ class Summary:
     evaluation: Evaluation | None = None
     seconds: float = 0.0
     blocks: tuple[BlockResult, ...] = ()
+    steps: tuple[TuningStep, ...] = ()

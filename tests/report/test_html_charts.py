@@ -57,7 +57,7 @@ def test_points_rise_with_their_value_and_go_right_with_their_size():
         charts.Point(200.0, 100.0, "b", chosen=True),
         charts.Point(300.0, 10.0, "c"),
     ]
-    picture = charts.scatter(points, "t", ("x", "y"), line=True, log=True)
+    picture = charts.scatter(points, "t", ("x", "y"), joined=2, log=True)
     xs, ys = numbers(picture, "cx"), numbers(picture, "cy")
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
     assert xs[0] < xs[1]

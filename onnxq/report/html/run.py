@@ -10,6 +10,7 @@ from onnxq.report.document import quantize_document, to_json
 from onnxq.report.html.bits import front_section, sensitivity_section
 from onnxq.report.html.layers import bits, layers_section, map_section, worst
 from onnxq.report.html.markup import Html, page, section, tag
+from onnxq.report.html.outliers import outliers_section
 from onnxq.report.html.tuning import float_section, rewrites_section, tuning_section
 from onnxq.report.html.verdict import headline, verdict_section
 from onnxq.types import Summary
@@ -35,8 +36,9 @@ def html_report(summary: Summary, details: Details, *, command: str = "") -> str
         ("map", "Map", map_section(details)),
         ("worst", "Largest errors", _worst_section(details)),
         ("layers", "Layers", layers_section(details, coverage)),
+        ("outliers", "Outliers", outliers_section(details)),
         ("float", "Float", float_section(summary)),
-        ("tuning", "Tuning", tuning_section(summary.blocks)),
+        ("tuning", "Tuning", tuning_section(summary)),
         ("sensitivity", "Sensitivity", sensitivity_section(details)),
         ("front", "Size against error", front_section(details)),
         ("rewrites", "Rewrites", rewrites_section(details.passes)),
