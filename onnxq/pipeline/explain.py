@@ -14,6 +14,7 @@ from onnxq.graph import Model
 from onnxq.pipeline.allocate import errors_of, sizes
 from onnxq.pipeline.choice import Choice
 from onnxq.pipeline.details import details, with_study
+from onnxq.pipeline.flow import flow
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs
 from onnxq.plan.program import front
 from onnxq.types import Dataset, Feeds, Log, Observations, Silence, Tuned
@@ -51,6 +52,7 @@ def explained(
     some = list(_first(rows[0], OUTLIER_ROWS))
     outliers = calibrate.find_outliers(prepared.model, some, layer_inputs(prepared.model), progress=log.advance)
     found = replace(found, outliers=standing_out(outliers), outlier_rows=sum(map(count_rows, some)))
+    found = replace(found, flow=flow(prepared.model))
     return found if choice is None else _with_choice(found, prepared, choice)
 
 

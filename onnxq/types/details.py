@@ -121,6 +121,21 @@ class TensorDetail:
 
 
 @dataclass(frozen=True)
+class FlowNode:
+    """An input, a layer, or a node in which branches meet.
+
+    Attributes:
+        name: Of the node or the input.
+        op_type: Operator, or "input".
+        sources: Numbers of the nodes that it reads from, others passed through; all are smaller than its own.
+    """
+
+    name: str
+    op_type: str
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Details:
     """Everything about single layers and tensors of one run.
 
@@ -135,6 +150,7 @@ class Details:
         chosen: What was taken: one of them, or one near them where other budgets counted.
         outliers: What stands out in the tensors that layers read, by tensor; only those where something does.
         outlier_rows: Calibration rows that were looked at for it.
+        flow: The graph as a map of layers and junctions, in graph order.
     """
 
     layers: tuple[LayerDetail, ...]
@@ -147,3 +163,4 @@ class Details:
     chosen: tuple[float, float] | None = None
     outliers: Mapping[str, TensorOutliers] = field(default_factory=dict)
     outlier_rows: int = 0
+    flow: tuple[FlowNode, ...] = ()
