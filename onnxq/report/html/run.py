@@ -98,7 +98,7 @@ def _again_section(summary: Summary, details: Details, command: str) -> Html:
         _listed(data),
         tag("h3", "Versions"),
         _listed({"file": summary.output or "not written", **details.versions}),
-        tag("p", f"The run took {summary.seconds:.1f} s."),
+        tag("p", f"The run took {summary.seconds:.1f} s.") if summary.seconds else None,
     )
 
 
