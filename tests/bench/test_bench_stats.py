@@ -130,6 +130,21 @@ def test_the_interval_of_a_difference_is_newcombes(counts, low, high):
     assert (turned.low, turned.value, turned.high) == pytest.approx((-found.high, -found.value, -found.low))
 
 
+@pytest.mark.parametrize(
+    ("counts", "phi"),
+    [((40, 5, 2, 13), 480 / math.sqrt(45 * 15 * 42 * 18)), ((10, 3, 2, 1), 0.0), ((8, 6, 5, 1), -22 / math.sqrt(7644))],
+)
+def test_a_positive_correlation_counts_half_a_row_less(counts, phi):
+    both, first, second, _ = counts
+    one, other = (binomtest(both + only, sum(counts)) for only in (first, second))
+    (l1, u1), (l2, u2) = ((ends.low, ends.high) for ends in (t.proportion_ci(0.95, "wilson") for t in (one, other)))
+    p1, p2 = one.statistic, other.statistic
+    low = p1 - p2 - math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
+    high = p1 - p2 + math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
+    found = difference(*counts)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+
+
 @pytest.mark.parametrize("chances", [(0.85, 0.05, 0.05, 0.05), (0.7, 0.12, 0.03, 0.15), (0.95, 0.0, 0.02, 0.03)])
 def test_the_interval_of_a_difference_holds_the_truth_in_95_of_100_cases(chances):
     rng = np.random.default_rng(1)
