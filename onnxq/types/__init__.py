@@ -15,7 +15,6 @@ from onnxq.types.flow import (
     TensorGrid,
     TensorStats,
     Tuned,
-    TuningStep,
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
@@ -33,6 +32,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
+from onnxq.types.tuning import TuningStep
 
 __all__ = [
     "Applied",

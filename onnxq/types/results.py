@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxq.types.flow import BlockResult, InputSpec, QuantPlan, TuningStep
+from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
 from onnxq.types.outliers import TensorOutliers
 from onnxq.types.paired import Interval, Paired, PerRow
+from onnxq.types.tuning import TuningStep
 
 NEGLIGIBLE = 0.01
 """Ratios nearer to 1 than this are no difference: a file timed against itself differs by up to half of it."""
