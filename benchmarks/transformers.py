@@ -197,7 +197,7 @@ def calibrated(subject: Subject) -> Any:
     model = prepare(subject.model, loaded).model
     placement, seen = observe(model, rows, settings, Silence())
     ranges = choose_ranges(model, placement, seen, rows, settings, Silence())
-    return Calibrated(model, placement, {8: ranges}, precision_of(settings))
+    return Calibrated(model, placement, {8: ranges}, precision_of(settings, placement))
 
 
 def options() -> argparse.Namespace:

@@ -2,8 +2,7 @@
 
     import onnxq
 
-    result = onnxq.quantize("model.onnx", "calibration/")
-    result.save("model.int8.onnx")
+    onnxq.quantize("model.onnx", "calibration/", "w4a8").save("model.int8.onnx")
 
 Names are imported when first used, so that `import onnxq` costs nothing.
 """
@@ -18,8 +17,11 @@ from onnxq.version import __version__
 if TYPE_CHECKING:
     from onnxq.bench import measure as benchmark
     from onnxq.calibrate import Preprocess
+    from onnxq.calibrate import register_rule as register_range_rule
     from onnxq.errors import OnnxqError
     from onnxq.graph import load
+    from onnxq.overrides import Override
+    from onnxq.passes import register_pass
     from onnxq.pipeline import (
         Checks,
         QuantizedModel,
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
         simplify,
     )
     from onnxq.recipe import PRESETS, Recipe
+    from onnxq.tune.methods import register_tuner
 
 _HOMES = {
     "PRESETS": "onnxq.recipe",
     "Checks": "onnxq.pipeline",
     "OnnxqError": "onnxq.errors",
+    "Override": "onnxq.overrides",
     "Preprocess": "onnxq.calibrate",
     "QuantizedModel": "onnxq.pipeline",
     "Recipe": "onnxq.recipe",
@@ -47,6 +51,9 @@ _HOMES = {
     "inspect": "onnxq.pipeline",
     "load": "onnxq.graph",
     "quantize": "onnxq.pipeline",
+    "register_pass": "onnxq.passes",
+    "register_range_rule": "onnxq.calibrate:register_rule",
+    "register_tuner": "onnxq.tune.methods",
     "reparam": "onnxq.pipeline",
     "simplify": "onnxq.pipeline",
 }
@@ -55,6 +62,7 @@ __all__ = [
     "PRESETS",
     "Checks",
     "OnnxqError",
+    "Override",
     "Preprocess",
     "QuantizedModel",
     "Recipe",
@@ -66,6 +74,9 @@ __all__ = [
     "inspect",
     "load",
     "quantize",
+    "register_pass",
+    "register_range_rule",
+    "register_tuner",
     "reparam",
     "simplify",
 ]

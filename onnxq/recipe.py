@@ -5,17 +5,19 @@ Precedence: command line, then recipe file, then preset. Unknown keys are errors
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onnxq import passes
+from onnxq import graph, passes
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
+from onnxq.hints import did_you_mean
+from onnxq.overrides import Override, read_overrides, toml_value
 from onnxq.plan.attention import FEW_BITS, SOFTMAXES
 from onnxq.plan.budgets import Wishes, read_wishes
 from onnxq.tune.methods import LEARNED
@@ -23,21 +25,12 @@ from onnxq.types.target import TARGET_NAMES
 
 TARGETS = TARGET_NAMES
 PRESET_NAMES = ("fast", "balanced", "light", "advanced", "accurate", "repapq", "aquant", "repq-vit", "fastest")
-RECONSTRUCTIONS = ("none", *LEARNED)
 UNITS = ("block", "layer", "parallel")
 PLACEMENTS = ("auto", "rules", "measured")
 ATTENTIONS = ("float", "auto", *map(str, range(2, 9)))
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "preset": PRESET_NAMES,
-    "target": TARGETS,
-    "placement": PLACEMENTS,
-    "ranges": ("auto", *RULES),
-    "reconstruction": RECONSTRUCTIONS,
-    "unit": UNITS,
-    "attention": ATTENTIONS,
-    "softmax": SOFTMAXES,
-}
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", tuple: "a list of strings"}
+_SHORT = re.compile(r"w(\d+)(?:a(\d+))?")
+"""Bits as people write them: "w4a8", "w4"."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,8 @@ class Recipe:
         without: Names of rewrites to leave out.
         samples: Most calibration rows to use.
         seed: Of everything random.
+        layers: Settings of single layers, which hold before all of the above but `keep_float`; of two that contradict
+            each other, the later one holds.
     """
 
     preset: str = "balanced"
@@ -114,6 +109,7 @@ class Recipe:
     without: tuple[str, ...] = ()
     samples: int = 512
     seed: int = 0
+    layers: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong type or outside their range.
@@ -122,8 +118,8 @@ class Recipe:
             UsageError: Names the field and what it takes.
         """
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            if type(value) is not type(entry.default) or not all(isinstance(part, str) for part in _parts(value)):
+            value, part_kind = getattr(self, entry.name), Override if entry.name == "layers" else str
+            if type(value) is not type(entry.default) or not all(isinstance(part, part_kind) for part in _parts(value)):
                 raise UsageError(f"{_shown(entry.name)} takes {_KINDS[type(entry.default)]}, not {value!r}.")
         for name, wide in (
             ("weight_bits", ()),
@@ -134,13 +130,15 @@ class Recipe:
             if getattr(self, name) not in (*range(2, 9), *wide):
                 takes = "2 to 8 or 16" if wide else "2 to 8"
                 raise UsageError(f"{_shown(name)} takes {takes}, not {getattr(self, name)}.")
-        for name, known in _CHOICES.items():
+        for name, known in _choices().items():
             if getattr(self, name) not in known:
                 word = getattr(self, name)
-                raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{_near(word, known)}")
+                raise UsageError(f"{name} takes {', '.join(known)}, not {word!r}.{did_you_mean(word, known)}")
         passes.require_known(self.without)
         if self.wishes and self.attention_bits:
             raise UsageError("budgets leave the products of attention in float: take attention = float.")
+        if self.wishes and any(layer.has_bits for layer in self.layers):
+            raise UsageError("budgets decide the bits of every layer: [[layers]] can keep layers in float, no more.")
         for name, least in (("samples", 1), ("iterations", 1), ("seed", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} takes {least} or more, not {getattr(self, name)}.")
@@ -157,6 +155,20 @@ class Recipe:
         """The budgets as numbers."""
         names = ("max_size", "avg_bits", "max_latency", "max_drop", "max_bops", "max_cost")
         return read_wishes(**{name: getattr(self, name) or None for name in names})
+
+
+def _choices() -> Mapping[str, tuple[str, ...]]:
+    """What fields that are words take; rules and methods may have been registered."""
+    return {
+        "preset": PRESET_NAMES,
+        "target": TARGETS,
+        "placement": PLACEMENTS,
+        "ranges": ("auto", *RULES),
+        "reconstruction": ("none", *LEARNED),
+        "unit": UNITS,
+        "attention": ATTENTIONS,
+        "softmax": SOFTMAXES,
+    }
 
 
 def _parts(value: object) -> tuple[object, ...]:
@@ -183,10 +195,11 @@ PRESETS: Mapping[str, Recipe] = {
 
 
 def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:
-    """A recipe from a preset's name, a TOML file or a recipe, with single fields replaced.
+    """A recipe from a preset's name, bits, a file or a recipe, with single fields replaced.
 
     Args:
-        recipe: What to start from; the preset `balanced` by default.
+        recipe: What to start from; the preset `balanced` by default. A file is TOML, or an ONNX file that a run wrote.
+            Bits are written "w4a8" or "w4" (8 for the inputs), and mean `balanced` with them.
         **changes: Values by field; None keeps the field as it is.
 
     Raises:
@@ -199,53 +212,68 @@ def resolve(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe
         found = recipe
     elif str(recipe) in PRESETS:
         found = PRESETS[str(recipe)]
-    elif str(recipe).endswith(".toml"):
+    elif bits := _SHORT.fullmatch(str(recipe)):
+        found = replace(BALANCED, weight_bits=int(bits[1]), activation_bits=int(bits[2] or 8))
+    elif str(recipe).endswith((".toml", ".onnx")):
         found = load_recipe(Path(recipe))
     else:
-        raise UsageError(f"there is no preset {str(recipe)!r}; presets: {', '.join(PRESETS)}.{_near(recipe, PRESETS)}")
+        near = did_you_mean(recipe, PRESETS)
+        raise UsageError(f"there is no preset {str(recipe)!r}; presets: {', '.join(PRESETS)}; or bits: w4a8.{near}")
     known = [entry.name for entry in fields(Recipe)]
     for key in changes:
         if key not in known:
-            raise UsageError(f"a recipe has no field {key!r}.{_near(key, known)}")
+            raise UsageError(f"a recipe has no field {key!r}.{did_you_mean(key, known)}")
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    if given.get("layers") is not None:
+        given["layers"] = read_overrides(given["layers"])
     return replace(found, **{key: value for key, value in given.items() if value is not None})
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a TOML recipe; keys it leaves out come from its preset.
+    """Read a TOML recipe, or the one that a quantized file records; keys it leaves out come from its preset.
 
     Raises:
         InputError: It cannot be read, is not TOML, or holds unknown keys or values outside their range.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"recipe {path} is not TOML: {error}") from error
-    known = {entry.name for entry in fields(Recipe)}
+    table = _recorded(path) if path.suffix == ".onnx" else _read(path)
+    known = [entry.name for entry in fields(Recipe)]
     for key in table:
         if key not in known:
-            raise InputError(f"recipe {path}: unknown key {key!r}.{_near(key, known)}")
+            raise InputError(f"recipe {path}: unknown key {key!r}.{did_you_mean(key, known)}")
     try:
         return resolve(PRESETS.get(str(table.get("preset"))), **table)
     except UsageError as error:
         raise InputError(f"recipe {path}: {error}") from error
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {path} is not TOML: {error}") from error
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The recipe in the metadata of a file that a run wrote."""
+    text = graph.load(path).metadata_props.get("onnxq.recipe")
+    try:
+        table = json.loads(text or "null")
+    except ValueError as error:
+        raise InputError(f"the recipe that {path} records is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path} records no recipe: it was not written by onnxq.")
+    return table
+
+
+def plain(recipe: Recipe) -> dict[str, object]:
+    """The recipe as values that JSON and TOML know; `resolve` takes them as changes."""
+    return {**asdict(recipe), "layers": [layer.table() for layer in recipe.layers]}
+
+
 def recipe_toml(recipe: Recipe) -> str:
     """The recipe as TOML; `load_recipe` gives the same value back."""
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(recipe).items())
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _near(word: object, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    table = {key: value for key, value in asdict(recipe).items() if key != "layers" or not recipe.layers}
+    flat = "".join(f"{key} = {toml_value(value)}\n" for key, value in table.items())
+    return flat + "".join(layer.toml() for layer in recipe.layers)

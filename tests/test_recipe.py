@@ -1,3 +1,4 @@
+import json
 import tomllib
 from dataclasses import asdict, fields, replace
 
@@ -7,19 +8,21 @@ from hypothesis import strategies as st
 
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import InputError, UsageError
+from onnxq.overrides import Override, settle
 from onnxq.recipe import (
     BALANCED,
     FAST,
     PRESET_NAMES,
     PRESETS,
-    RECONSTRUCTIONS,
     TARGETS,
     UNITS,
     Recipe,
     load_recipe,
+    plain,
     recipe_toml,
     resolve,
 )
+from onnxq.tune.methods import LEARNED
 
 BITS = st.integers(2, 8)
 KNOWN = "fast, balanced, light, advanced, accurate, repapq, aquant, repq-vit, fastest"
@@ -31,6 +34,11 @@ TAKES = {
     "residual_bits": "2 to 8 or 16",
 }
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+BITTEN = st.builds(
+    Override, match=TEXT, op=st.none() | TEXT, weight_bits=st.none() | BITS, activation_bits=WIDE,
+    ranges=st.none() | st.sampled_from(list(RULES)), per_channel=st.none() | st.booleans(),
+)  # fmt: skip
+OVERRIDES = BITTEN | st.builds(Override, match=st.none() | TEXT, op=TEXT, keep_float=st.booleans())
 RECIPES = st.builds(
     Recipe,
     preset=st.sampled_from(PRESET_NAMES),
@@ -43,13 +51,14 @@ RECIPES = st.builds(
     per_channel=st.booleans(),
     portable=st.booleans(),
     keep_float=st.lists(TEXT, max_size=3).map(tuple),
-    reconstruction=st.sampled_from(RECONSTRUCTIONS),
+    reconstruction=st.sampled_from(["none", *LEARNED]),
     unit=st.sampled_from(UNITS),
     iterations=st.integers(1, 10**6),
     bias_tuning=st.booleans(),
     packed=st.booleans(),
     samples=st.integers(1, 10**9),
     seed=st.integers(0, 2**40),
+    layers=st.lists(OVERRIDES, max_size=3).map(tuple),
 )
 
 
@@ -72,13 +81,14 @@ def refusal(error, call, *args, **kwargs):
     return message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(recipe=RECIPES)
 def test_toml_round_trip(recipe, tmp_path_factory):
     path = tmp_path_factory.mktemp("recipes") / "r.toml"
     path.write_text(recipe_toml(recipe), encoding="utf-8", newline="")
     assert load_recipe(path) == recipe
     assert resolve(str(path)) == resolve(path) == recipe
+    assert resolve(**json.loads(json.dumps(plain(recipe)))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -129,11 +139,12 @@ def test_a_list_of_patterns_will_do():
 
 
 @pytest.mark.parametrize(
-    ("name", "suggestion"), [("balancd", "Did you mean 'balanced'?"), ("FAST", ""), ("", ""), ("recipe.tml", "")]
+    ("name", "suggestion"),
+    [("balancd", "Did you mean 'balanced'?"), ("FAST", ""), ("", ""), ("recipe.tml", ""), ("w4a", ""), ("xw4a8", "")],
 )
 def test_unknown_presets(name, suggestion):
     message = refusal(UsageError, resolve, name)
-    assert message.startswith(f"there is no preset {name!r}; presets: {KNOWN}.")
+    assert message.startswith(f"there is no preset {name!r}; presets: {KNOWN}; or bits: w4a8.")
     assert message.endswith(suggestion)
 
 
@@ -227,3 +238,119 @@ def test_rewrites_to_leave_out_must_exist():
     assert resolve(without=["FuseBranches"]).without == ("FuseBranches",)
     with pytest.raises(UsageError, match=r"no rewrite 'Fuse'; rewrites: FoldConstants, .*Equalize"):
         resolve(without=["Fuse"])
+
+
+@pytest.mark.parametrize(("text", "bits"), [("w4a8", (4, 8)), ("w3", (3, 8)), ("w8a16", (8, 16)), ("w2a4", (2, 4))])
+def test_bits_alone_are_balanced_with_them(text, bits):
+    assert resolve(text) == replace(BALANCED, weight_bits=bits[0], activation_bits=bits[1])
+    assert resolve(text, seed=3, weight_bits=6).weight_bits == 6
+
+
+def test_bits_outside_the_range_are_refused_as_such():
+    assert refusal(UsageError, resolve, "w4a12") == "activation-bits takes 2 to 8 or 16, not 12."
+
+
+LAYERS = """
+weight_bits = 4
+[[layers]]
+match = "*/attn/*"
+op = "MatMul"
+weights.bits = 8
+activations.bits = 16
+[[layers]]
+op = "Conv"
+float = true
+[[layers]]
+match = "head"
+weights = { bits = 6 }
+ranges = "mae"
+per_channel = false
+"""
+
+
+def test_layers_have_tables_of_their_own(write):
+    recipe = load_recipe(write(LAYERS))
+    assert recipe.layers == (
+        Override("*/attn/*", "MatMul", 8, 16),
+        Override(op="Conv", keep_float=True),
+        Override("head", weight_bits=6, ranges="mae", per_channel=False),
+    )
+    assert recipe.weight_bits == 4
+    assert tomllib.loads(recipe_toml(recipe))["layers"] == tomllib.loads(LAYERS)["layers"]
+    assert "weights.bits = 8" in recipe_toml(recipe).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('mach = "a"', "[[layers]] has no key 'mach'. Did you mean 'match'?"),
+        ('match = "a"\nweights.bit = 4', "[[layers]] has no key 'weights.bit'. Did you mean 'weights.bits'?"),
+        ('match = "a"\nweight_bits = 4', "[[layers]] has no key 'weight_bits'. Did you mean 'weights.bits'?"),
+        ('match = "a"\nweights = 4', "[[layers]] has no key 'weights'. Did you mean 'weights.bits'?"),
+        ('match = "a"\nweights.bits = 9', "[[layers]] match = 'a' takes 2 to 8 for weights.bits, not 9."),
+        ('match = "a"\nweights.bits = 16', "[[layers]] match = 'a' takes 2 to 8 for weights.bits, not 16."),
+        ('op = "b"\nactivations.bits = 12', "op = 'b' takes 2 to 8 or 16 for activations.bits, not 12."),
+        ('match = "a"\nweights.bits = "4"', "takes a whole number for weights.bits, not '4'."),
+        ('match = "a"\nweights.bits = true', "takes a whole number for weights.bits, not True."),
+        ('match = "a"\nfloat = 1', "takes true or false for float, not 1."),
+        ("match = 3\nfloat = true", "takes a string for match, not 3."),
+        ('match = "a"\nranges = "mea"', "for ranges, not 'mea'. Did you mean"),
+        ('match = "a"', "[[layers]] match = 'a' says nothing about its layers"),
+        ("weights.bits = 4", "[[layers]] chooses no layer: give match"),
+        ('match = "a"\nfloat = true\nweights.bits = 4', "asks for float and for bits"),
+    ],
+)
+def test_tables_that_make_no_sense_are_refused(text, message, write):
+    path = write(f"[[layers]]\n{text}\n")
+    found = refusal(InputError, load_recipe, path)
+    assert found.startswith(f"recipe {path}: ")
+    assert message in found
+
+
+@pytest.mark.parametrize("text", ['layers = "a"', "layers = [3]", "[layers]\nmatch = 3"])
+def test_layers_must_be_tables(text, write):
+    assert "layers takes a list of tables, not" in refusal(InputError, load_recipe, write(text))
+
+
+def test_budgets_decide_bits_but_leave_layers_in_float():
+    kept = Override("a", keep_float=True)
+    assert resolve(max_size="0.2x", layers=[kept]).layers == (kept,)
+    message = refusal(UsageError, resolve, max_size="0.2x", layers=[{"match": "a", "activations": {"bits": 8}}])
+    assert message.startswith("budgets decide the bits of every layer")
+
+
+NODES = {"/a/conv": "Conv", "/a/attn/MatMul": "MatMul", "/B/attn/Gemm": "Gemm", "/a/attn/Softmax": "Softmax"}
+
+
+def test_later_tables_hold_before_earlier_ones_key_by_key():
+    found = settle(
+        [
+            Override("/a/*", weight_bits=4, activation_bits=6, per_channel=False),
+            Override("*/attn/*", weight_bits=5),
+            Override(op="Softmax", keep_float=True),
+            Override("/?/attn/*", "Softmax", ranges="mae"),
+        ],
+        NODES,
+    )
+    assert list(found) == ["/a/conv", "/a/attn/MatMul", "/a/attn/Softmax", "/B/attn/Gemm"]
+    values = {
+        name: (entry.weight_bits, entry.activation_bits, entry.keep_float, entry.ranges, entry.per_channel)
+        for name, entry in found.items()
+    }
+    assert values["/a/conv"] == (4, 6, False, None, False)
+    assert values["/a/attn/MatMul"] == (5, 6, False, None, False)
+    assert values["/B/attn/Gemm"] == (5, None, False, None, None)
+    assert values["/a/attn/Softmax"] == (None, None, True, "mae", False)
+
+
+def test_bits_bring_back_what_was_left_in_float():
+    rows = [Override("*", keep_float=True), Override("/a/conv", activation_bits=8)]
+    found = settle(rows, NODES)
+    assert {name for name, entry in found.items() if entry.keep_float} == set(NODES) - {"/a/conv"}
+    assert settle(rows[::-1], NODES)["/a/conv"].keep_float
+    assert settle([*rows, Override(op="Gemm", keep_float=False)], NODES)["/B/attn/Gemm"].keep_float is False
+
+
+def test_names_are_told_apart_by_upper_and_lower_case():
+    assert set(settle([Override("/b/*", weight_bits=4)], NODES)) == set()
+    assert set(settle([Override("/[B]/*", weight_bits=4)], NODES)) == {"/B/attn/Gemm"}

@@ -9,7 +9,7 @@ from onnxq.bench.macs import float_macs, matrix_tensors
 from onnxq.bench.peaks import peak, peak_file
 from onnxq.bench.profile import Kernel, profiles
 from onnxq.bench.roofline import roofs, work_of
-from onnxq.bench.stats import change_interval, mcnemar, ratio_interval, wilson
+from onnxq.bench.stats import change_interval, difference, mcnemar, paired, ratio_interval, wilson
 
 __all__ = [
     "History",
@@ -19,6 +19,7 @@ __all__ = [
     "changes",
     "compare",
     "coverage",
+    "difference",
     "fixed_batch",
     "float_macs",
     "foreign_coverage",
@@ -28,6 +29,7 @@ __all__ = [
     "matrix_tensors",
     "mcnemar",
     "measure",
+    "paired",
     "parse_shapes",
     "peak",
     "peak_file",

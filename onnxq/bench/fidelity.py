@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from onnxq.bench.stats import wilson
 from onnxq.errors import DataError
 from onnxq.runtime import Session
-from onnxq.types import Array, Feeds, Fidelity, Interval
+from onnxq.types import Array, Feeds, Fidelity, Interval, PerRow
 
 MAX_CLASSES = 100_000
 STEPS = 255
@@ -26,10 +27,40 @@ class Score:
     Attributes:
         accuracy: Share of rows whose arg-max is the label.
         correct: Per row, whether it is.
+        rows: SHA-256 of the rows and their labels.
     """
 
     accuracy: Interval
     correct: npt.NDArray[np.bool_]
+    rows: str = ""
+
+    @property
+    def per_row(self) -> PerRow:
+        """The same as reports keep it."""
+        return PerRow(self.rows, written(self.correct))
+
+
+def written(right: npt.NDArray[np.bool_]) -> str:
+    """One character per row, "1" where it is right."""
+    return (right.astype(np.uint8) + ord("0")).astype(np.uint8).tobytes().decode()
+
+
+class _Digest:
+    """SHA-256 of rows, however they are cut into batches."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, hashlib._Hash] = {}
+
+    def add(self, arrays: Mapping[str, Array]) -> None:
+        for name, array in arrays.items():
+            part = self._parts.setdefault(name, hashlib.sha256(f"{name} {array.dtype}".encode()))
+            part.update(np.ascontiguousarray(array).tobytes())
+
+    def hexdigest(self) -> str:
+        whole = hashlib.sha256()
+        for name in sorted(self._parts):
+            whole.update(self._parts[name].digest())
+        return whole.hexdigest()
 
 
 def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) -> Fidelity:
@@ -49,8 +80,10 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) ->
         raise DataError("the two models have no float output in common.")
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
-    rows = judged = agreed = 0
+    rows, seen = 0, _Digest()
+    agreed: list[npt.NDArray[np.bool_]] = []
     for feeds in batches:
+        seen.add(feeds)
         wanted, got = reference.run(feeds, names), candidate.run(feeds, names)
         rows += _rows(reference, feeds)
         for name in names:
@@ -59,14 +92,15 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) ->
             noise[name] = noise.get(name, 0.0) + error
         logits = _logits(wanted)
         if logits is not None:
-            judged += len(wanted[logits])
-            agreed += int(np.sum(wanted[logits].argmax(axis=1) == got[logits].argmax(axis=1)))
+            agreed.append(wanted[logits].argmax(axis=1) == got[logits].argmax(axis=1))
     if not rows:
         raise DataError("there are no rows to compare the models on.")
+    same = np.concatenate(agreed) if agreed else np.zeros(0, bool)
     return Fidelity(
         rows=rows,
         sqnr_db={name: _decibels(signal[name], noise[name]) for name in signal},
-        agreement=wilson(agreed, judged) if judged else None,
+        agreement=wilson(int(same.sum()), len(same)) if len(same) else None,
+        agreed=PerRow(seen.hexdigest(), written(same)) if len(same) else None,
     )
 
 
@@ -119,7 +153,9 @@ def top1(session: Session, batches: Iterable[tuple[Feeds, Array]]) -> Score:
     """
     names = _float_outputs(session)
     correct: list[npt.NDArray[np.bool_]] = []
+    seen = _Digest()
     for feeds, labels in batches:
+        seen.add({**feeds, "": np.asarray(labels)})
         outputs = session.run(feeds, names) if names else {}
         name = _logits(outputs)
         if name is None:
@@ -128,7 +164,7 @@ def top1(session: Session, batches: Iterable[tuple[Feeds, Array]]) -> Score:
     if not correct:
         raise DataError("there are no labelled rows.")
     hits = np.concatenate(correct)
-    return Score(wilson(int(hits.sum()), len(hits)), hits)
+    return Score(wilson(int(hits.sum()), len(hits)), hits, seen.hexdigest())
 
 
 def _checked(labels: Array, scores: Array) -> Array:

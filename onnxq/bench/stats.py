@@ -7,6 +7,12 @@ two runs        median(a) / median(b) of independent samples; both are resampled
 proportion      Wilson's interval: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
 McNemar         of the n rows on which exactly one of two models is right, the number that the first wins
                 is Binomial(n, 1/2) when both are equally good
+difference      of two such shares, p1 - p2, of the same rows (Newcombe, "Improved confidence intervals for the
+                difference between binomial proportions based on paired data", Statistics in Medicine 17, 1998,
+                method 10): with Wilson's ends l and u of both and the correlation phi of the two,
+
+                    p1 - p2 - sqrt((p1 - l1)^2 - 2 phi (p1 - l1)(u2 - p2) + (u2 - p2)^2)
+                    p1 - p2 + sqrt((u1 - p1)^2 - 2 phi (u1 - p1)(p2 - l2) + (p2 - l2)^2)
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.types import Interval
+from onnxq.types import Interval, Paired
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
@@ -86,10 +92,61 @@ def mcnemar(a_correct: npt.ArrayLike, b_correct: npt.ArrayLike) -> float:
     Raises:
         ValueError: The two do not have the same number of rows.
     """
+    _, wins, losses, _ = _counts(a_correct, b_correct)
+    return _sign_test(wins, losses)
+
+
+def paired(a_correct: npt.ArrayLike, b_correct: npt.ArrayLike) -> Paired:
+    """A model against a reference, both judged on the same rows; arguments and refusals as of `mcnemar`."""
+    both, gained, lost, neither = _counts(a_correct, b_correct)
+    return Paired(gained, lost, difference(both, gained, lost, neither), _sign_test(gained, lost))
+
+
+def difference(both: int, first: int, second: int, neither: int) -> Interval:
+    """Share of rows that the first of two models gets right, minus the second's, with its 95 % interval.
+
+    Args:
+        both: Rows that both get right.
+        first: Rows that only the first gets right.
+        second: Rows that only the second gets right.
+        neither: Rows that none gets right.
+    """
+    rows = both + first + second + neither
+    if not rows:
+        return Interval(0.0, -1.0, 1.0)
+    one, other = wilson(both + first, rows), wilson(both + second, rows)
+    phi = _correlation(both, first, second, neither)
+    value = (first - second) / rows
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
+
+    low = value - reach(one.value - one.low, other.high - other.value)
+    high = value + reach(one.high - one.value, other.value - other.low)
+    return Interval(value, low, high)
+
+
+def _correlation(both: int, first: int, second: int, neither: int) -> float:
+    """Of two yes-or-no variables; drawn towards 0 by half a row where it is positive."""
+    sums = (both + first) * (second + neither) * (both + second) * (first + neither)
+    if not sums:
+        return 0.0
+    product = float(both * neither - first * second)
+    if product > 0:
+        product = max(product - (both + first + second + neither) / 2, 0.0)
+    return product / math.sqrt(sums)
+
+
+def _counts(a_correct: npt.ArrayLike, b_correct: npt.ArrayLike) -> tuple[int, int, int, int]:
+    """Rows that both, only the first, only the second, and none is right on."""
     a, b = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
     if a.shape != b.shape:
         raise ValueError(f"{a.size} and {b.size} rows cannot be paired")
-    wins, losses = int(np.sum(a & ~b)), int(np.sum(~a & b))
+    return int(np.sum(a & b)), int(np.sum(a & ~b)), int(np.sum(~a & b)), int(np.sum(~a & ~b))
+
+
+def _sign_test(wins: int, losses: int) -> float:
+    """Chance of a split as uneven as this one, or more, of rows that go either way alike."""
     trials = wins + losses
     ways, tail = 1, 1
     for k in range(min(wins, losses)):

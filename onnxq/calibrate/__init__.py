@@ -11,9 +11,10 @@ from onnxq.calibrate.data import (
 )
 from onnxq.calibrate.extremes import Extremes, extremes
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
-from onnxq.calibrate.outliers import Outlier, TensorOutliers, find_outliers
-from onnxq.calibrate.ranges import RULES, RangeRule
+from onnxq.calibrate.outliers import find_outliers
+from onnxq.calibrate.ranges import RULES, RangeRule, register_rule
 from onnxq.calibrate.saturation import saturating
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 __all__ = [
     "PREPROCESS",
@@ -32,6 +33,7 @@ __all__ = [
     "open_data",
     "open_labelled",
     "probe_shapes",
+    "register_rule",
     "saturating",
     "split",
 ]

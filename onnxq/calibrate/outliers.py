@@ -14,7 +14,6 @@ high and is several times the median is an outlier.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ from onnxq.errors import DataError
 from onnxq.graph import Model
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Array, Feeds
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 SCORE = 3.5
 TIMES = 4.0
@@ -35,38 +35,6 @@ PIECE = 8
 NARROW = 0.125
 """Least deviation that others are granted, in powers of 2: 9 %."""
 TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class Outlier:
-    """One channel or sample.
-
-    Attributes:
-        index: Of the channel, or the number of the sample in the data.
-        magnitude: Its magnitude, as defined above.
-        times: The same over the median of all.
-        score: How far it is from the others.
-    """
-
-    index: int
-    magnitude: float
-    times: float
-    score: float
-
-
-@dataclass(frozen=True)
-class TensorOutliers:
-    """Of one tensor, the most extreme first.
-
-    Attributes:
-        channels: Outlier channels.
-        samples: Outlier samples.
-        count: Number of channels.
-    """
-
-    channels: tuple[Outlier, ...]
-    samples: tuple[Outlier, ...]
-    count: int
 
 
 def find_outliers(

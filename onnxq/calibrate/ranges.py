@@ -14,7 +14,6 @@ Entropy            least Kullback-Leibler divergence between the histogram and i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.calibrate.density import Density
+from onnxq.errors import UsageError
 from onnxq.grid import Grid
 from onnxq.types import TensorStats
 
@@ -167,7 +167,7 @@ def _divergence(centres: Floats, counts: Floats, ends: tuple[float, float], grid
     return float((p * np.log(p / q)).sum())
 
 
-RULES: Mapping[str, RangeRule] = {
+RULES: dict[str, RangeRule] = {
     "minmax": MinMax(),
     "averaged": AveragedMinMax(),
     "percentile": Percentile(),
@@ -175,4 +175,21 @@ RULES: Mapping[str, RangeRule] = {
     "mse": Distance(2),
     "mae": Distance(1),
 }
-"""Rules by the name that recipes and the command line use."""
+"""Rules by the name that recipes and the command line use; `register_rule` adds to them."""
+OWN_RULES = frozenset(RULES)
+
+
+def register_rule(name: str, rule: RangeRule) -> None:
+    """Make a rule of one's own known to recipes: `ranges = "NAME"`.
+
+    Args:
+        name: Replaces an earlier rule of that name, but none of the package's own.
+        rule: Called with what calibration saw of a tensor and with the tensor's grid; gives (low, high), which lies
+            within the values seen and 0.
+
+    Raises:
+        UsageError: The name is one of the package's own.
+    """
+    if name in OWN_RULES or name == "auto":
+        raise UsageError(f"the range rule {name!r} is one of onnxq's own; take another name.")
+    RULES[name] = rule

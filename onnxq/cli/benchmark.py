@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from onnxq.types import Latency
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  onnxq benchmark model.onnx model.int8.onnx
+  onnxq benchmark model.onnx model.int8.onnx --threads 1,4 --batch 1,8 --json
+  onnxq benchmark bert.onnx --shape input_ids:1,128 --data calibration/
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--provider", "providers", multiple=True, help="cpu, cuda, tensorrt, openvino; repeatable. Default: all "
               "that are here.")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onnxq.calibrate import Preprocess
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PART = re.compile(r"(\d+) of (\d+)")
 PREPROCESS_NAMES = ("unit", "signed", "raw", "imagenet", "imagenet-caffe", "inception", "clip")
 
 
@@ -148,7 +150,7 @@ class TerminalLog:
     def step(self, text: str) -> None:
         """The current step has come this far."""
         now = time.monotonic()
-        text = f"{self._text} ({text}, {now - self._began:.0f} s)"
+        text = f"{self._text} ({text}, {now - self._began:.0f} s{left(text, now - self._began)})"
         if self._status is not None:
             self._status.update(text)
         elif not self.quiet and now - self._said > 10.0:
@@ -163,6 +165,16 @@ class TerminalLog:
     def warn(self, text: str) -> None:
         """Something the user must read."""
         self.console.print("warning:", text, style="yellow", markup=False)
+
+
+def left(text: str, seconds: float) -> str:
+    """Time left of a step, from the first "3 of 8" in its text; "" where there is none, or too early to tell."""
+    part = _PART.search(text)
+    done, whole = (int(part[1]), int(part[2])) if part else (0, 0)
+    if not 0 < done < whole or seconds < 2.0:
+        return ""
+    rest = seconds * (whole - done) / done
+    return f", about {rest:.0f} s left" if rest < 100 else f", about {rest / 60:.0f} min left"
 
 
 @contextmanager

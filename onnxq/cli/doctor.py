@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from onnxq.pipeline.doctor import Diagnosis
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  onnxq doctor
+  onnxq doctor --json
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def doctor(as_json: bool) -> None:
     """What this machine offers: providers, processor, memory, versions, optional parts, and what to do about gaps."""

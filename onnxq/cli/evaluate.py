@@ -9,8 +9,14 @@ import click
 
 from onnxq.cli.common import image_options, preprocess_of, stdout_console
 
+EPILOG = """\b
+Examples:
+  onnxq evaluate model.int8.onnx --data labelled.npz
+  onnxq evaluate model.int8.onnx --data photos_by_class/ --preprocess imagenet --reference model.onnx
+"""
 
-@click.command()
+
+@click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="LABELLED", help="Rows with labels: an .npz with `label`, or a folder "
               "with one sub-folder of images per class.")  # fmt: skip

@@ -16,7 +16,14 @@ KINDS = ("linf", "margin", "soft-min-max")
 FIELDS = ("kind", "strength", "iterations", "epochs", "rate", "batch", "samples", "floor_db", "device", "seed")
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  onnxq harden model.onnx --data calibration/ -o hardened.onnx
+  onnxq harden model.onnx --data calibration/ -o hardened.onnx --per-tensor --epochs 10
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="DATA", help="Unlabelled rows: a folder of images, .npz or .npy; one "
               ".npz or .npy; or module:callable.")  # fmt: skip

@@ -16,6 +16,7 @@ import click
 
 from onnxq.cli.benchmark import benchmark
 from onnxq.cli.common import printable
+from onnxq.cli.compare import compare
 from onnxq.cli.doctor import doctor
 from onnxq.cli.emit import emit
 from onnxq.cli.evaluate import evaluate
@@ -40,7 +41,10 @@ def group() -> None:
     """
 
 
-for command in (quantize, emit, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
+COMMANDS = (
+    quantize, emit, benchmark, evaluate, compare, inspect, simplify, reparam, sensitivity, harden, doctor,
+)  # fmt: skip
+for command in COMMANDS:
     group.add_command(command)
 
 

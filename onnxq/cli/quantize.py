@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   onnxq quantize resnet.onnx --data photos/ --preprocess imagenet
-  onnxq quantize bert.onnx --data calibration/*.npz's folder -o bert.int8.onnx
+  onnxq quantize bert.onnx --data calibration/ -o bert.int8.onnx --report bert.html
   onnxq quantize model.onnx --data reader:batches --preset fast --dry-run
+  onnxq quantize model.onnx --data data/ --preset w4a8 --eval labelled.npz
+  onnxq quantize model.onnx --data data/ --max-size 0.15x --keep-float '*/head/*'
+  onnxq quantize model.onnx --data data/ --recipe earlier.int8.onnx
 """
 
 
@@ -42,7 +45,8 @@ Examples:
               "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
               "methods. fastest: balanced, placed by measured time.")  # fmt: skip
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file; options given here replace its values.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file, or the ONNX file "
+              "of an earlier run; options given here replace its values.")  # fmt: skip
 @click.option("--target", metavar="NAME", help="What the file is for: auto (this machine, default), cpu, tensorrt, "
               "cuda, openvino, qnn or web.")  # fmt: skip
 @click.option("--placement", metavar="NAME", help="auto (default): layers go back to float by measured time if the "
@@ -101,6 +105,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--no-timing", is_flag=True, help="Do not measure latency.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+@click.option("-v", "--verbose", is_flag=True, help="Measure every layer, and show its bits and errors.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def quantize(model: Path, data: str, output: Path | None, labelled: str | None, **options: Any) -> None:
     """Quantize the float model MODEL to int8 and verify the result.
@@ -111,7 +116,7 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     from onnxq import graph
     from onnxq.errors import TargetNotMet
     from onnxq.pipeline import forget_progress
-    from onnxq.report import html_report, print_quantize, quantize_document, to_json
+    from onnxq.report import html_report, print_layers, print_quantize, quantize_document, to_json
 
     began = time.monotonic()
     graph.require_readable(model)
@@ -139,6 +144,9 @@ def quantize(model: Path, data: str, output: Path | None, labelled: str | None, 
     if options["as_json"]:
         click.echo(to_json(quantize_document(summary)))
     else:
+        if options["verbose"] and result.details is not None:
+            print_layers(stdout_console(), result.details)
+            click.echo()
         print_quantize(stdout_console(), summary)
         if summary.output is not None:
             click.echo(f"\nwrote {target} in {summary.seconds:.1f} s")
@@ -166,8 +174,8 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
 
     if options["preset"] is not None and options["recipe"] is not None:
         raise UsageError("give --preset or --recipe, not both; a recipe file may name its preset.")
-    if options["recipe"] is not None and options["recipe"].suffix != ".toml":
-        raise UsageError(f"--recipe takes a .toml file, not {options['recipe']}.")
+    if options["recipe"] is not None and options["recipe"].suffix not in (".toml", ".onnx"):
+        raise UsageError(f"--recipe takes a .toml file, or an .onnx file of an earlier run, not {options['recipe']}.")
     fields = (
         "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
         "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
@@ -181,10 +189,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         preprocess=_preprocess(options),
         batch=options["batch"],
         checks=Checks(
-            not options["dry_run"],
-            not options["no_timing"],
-            options["report"] is not None,
-            options["save_plan"] is not None,
+            not options["dry_run"], not options["no_timing"], _explained(options), options["save_plan"] is not None
         ),
         place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
@@ -201,6 +206,11 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
     )
     _tell(result.data.get("notes"), log)
     return result
+
+
+def _explained(options: dict[str, Any]) -> bool:
+    """Whether every layer has to be measured."""
+    return options["report"] is not None or (options["verbose"] and not options["as_json"])
 
 
 def _preprocess(options: dict[str, Any]) -> Any:
@@ -234,25 +244,11 @@ def _summary(
     options: dict[str, Any],
     began: float,
 ) -> Summary:
-    from dataclasses import asdict
-
     from onnxq.pipeline import evaluate
-    from onnxq.types import Summary
 
     evaluation = None
     if labelled is not None and target is not None:
         evaluation = evaluate(
             target, labelled, reference=model, preprocess=_preprocess(options), batch=options["batch"]
         )
-    return Summary(
-        source=str(model),
-        output=None if target is None else str(target),
-        recipe=asdict(result.recipe),
-        data=result.data,
-        rows=result.rows,
-        plan=result.plan,
-        verdict=result.verdict,
-        evaluation=evaluation,
-        seconds=time.monotonic() - began,
-        blocks=result.blocks,
-    )
+    return result.summary(target, evaluation=evaluation, seconds=time.monotonic() - began)

@@ -8,8 +8,14 @@ import click
 
 from onnxq.cli.common import require_writable, stdout_console, terminal_log
 
+EPILOG = """\b
+Examples:
+  onnxq reparam model.onnx -o fused.onnx
+  onnxq reparam model.onnx -o fused.onnx --without FuseBranches --json
+"""
 
-@click.command()
+
+@click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result.")
 @click.option("--floor-db", type=float, metavar="DB", help="Leave parallel branches apart whose fused kernel would "

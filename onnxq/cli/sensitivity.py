@@ -8,8 +8,14 @@ import click
 
 from onnxq.cli.common import image_options, preprocess_of, require_writable, stdout_console, terminal_log
 
+EPILOG = """\b
+Examples:
+  onnxq sensitivity model.onnx --data calibration/
+  onnxq sensitivity model.onnx --data calibration/ --bits 4,2,4/4 --check --save study.json
+"""
 
-@click.command()
+
+@click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="DATA", help="Calibration rows, as for quantize; no labels needed.")
 @click.option("--bits", default="4,3,2", show_default=True, metavar="W[/A],...", help="Weight bits to try, with the "

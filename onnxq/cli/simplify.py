@@ -8,8 +8,13 @@ import click
 
 from onnxq.cli.common import require_writable, terminal_log
 
+EPILOG = """\b
+Examples:
+  onnxq simplify model.onnx -o simple.onnx
+"""
 
-@click.command()
+
+@click.command(epilog=EPILOG)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -1,9 +1,11 @@
 """Rewrites that keep what the model computes, one per file, and the guard under which they run."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from onnxq.errors import UsageError
-from onnxq.passes.base import Pass, apply, difference
+from onnxq.graph import Model
+from onnxq.hints import did_you_mean
+from onnxq.passes.base import Pass, Registered, apply, difference, pass_name
 from onnxq.passes.channels_first import ChannelsFirst
 from onnxq.passes.drop_identity import DropIdentity
 from onnxq.passes.equalize import Equalize
@@ -27,6 +29,25 @@ from onnxq.passes.transpose_to_depth import TransposeToDepth
 
 FLOOR_DB = 32.0
 """Parallel branches are fused where 8 bits hold the fused kernel this well."""
+
+
+_REGISTERED: dict[str, Registered] = {}
+
+
+def register_pass(name: str, function: Callable[[Model], int]) -> None:
+    """Add a rewrite of one's own behind the package's, for all runs of this process.
+
+    Args:
+        name: As reports and `without` call it; replaces an earlier one of that name, but none of the package's own.
+        function: Rewrites a model in place, keeps what it computes, and returns the number of rewrites; a second call
+            makes none. It is checked like all others: what changes the outputs of a run is undone, with a warning.
+
+    Raises:
+        UsageError: The name is one of the package's own.
+    """
+    if name in PASS_NAMES:
+        raise UsageError(f"the rewrite {name!r} is one of onnxq's own; take another name.")
+    _REGISTERED[name] = Registered(name, function)
 
 
 def rewrites(
@@ -60,9 +81,10 @@ def rewrites(
         PoolToConv(),
         TransposeToDepth(),
         MergeGroups(),
+        *_REGISTERED.values(),
         *((Equalize(),) if equalize else ()),
     )
-    return tuple(rewrite for rewrite in every if type(rewrite).__name__ not in without)
+    return tuple(rewrite for rewrite in every if pass_name(rewrite) not in without)
 
 
 def require_known(names: Collection[str]) -> None:
@@ -71,18 +93,17 @@ def require_known(names: Collection[str]) -> None:
     Raises:
         UsageError: Lists the rewrites there are.
     """
+    known = (*PASS_NAMES, *_REGISTERED)
     for name in names:
-        if name not in PASS_NAMES:
-            raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(PASS_NAMES)}.")
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(known)}.{hint}")
 
 
-DEFAULT = rewrites()
-"""What every model goes through before it is quantized."""
 PASS_NAMES = tuple(dict.fromkeys(type(rewrite).__name__ for rewrite in rewrites(equalize=True)))
-"""Names of all rewrites."""
+"""Names of the package's rewrites."""
 
 __all__ = [
-    "DEFAULT",
     "FLOOR_DB",
     "PASS_NAMES",
     "ChannelsFirst",
@@ -108,6 +129,8 @@ __all__ = [
     "TransposeToDepth",
     "apply",
     "difference",
+    "pass_name",
+    "register_pass",
     "require_known",
     "rewrites",
 ]

@@ -7,7 +7,8 @@ outputs disagree are the passes repeated one at a time on a copy, to find the on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,38 @@ class Pass(Protocol):
     def refused(self, model: graph.Model) -> Mapping[str, str]:
         """Nodes of `model` that the pass would handle but must leave as they are: node name -> reason."""
         return {}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A pass of a user's.
+
+    Attributes:
+        name: As reports and `without` call it.
+        function: Rewrites a model in place and returns the number of rewrites.
+    """
+
+    name: str
+    function: Callable[[graph.Model], int]
+
+    def __call__(self, model: graph.Model) -> int:
+        """See `Pass`."""
+        return self.function(model)
+
+    def refused(self, model: graph.Model) -> Mapping[str, str]:
+        """It does not say."""
+        return {}
+
+
+def pass_name(rewrite: Pass) -> str:
+    """What reports and `without` call a pass."""
+    return rewrite.name if isinstance(rewrite, Registered) else type(rewrite).__name__
+
+
+def _blame(rewrite: Pass) -> str:
+    if isinstance(rewrite, Registered):
+        return "It was registered with register_pass."
+    return "This is a bug in onnxq: please report it, with the model."
 
 
 def apply(
@@ -58,7 +91,7 @@ def apply(
     if probe is not None:
         gap = _guard(before, model, passes, probe, tolerance) if any(counts) else 0.0
     return [
-        Applied(type(rewrite).__name__, count, rewrite.refused(model), gap)
+        Applied(pass_name(rewrite), count, rewrite.refused(model), gap)
         for rewrite, count in zip(passes, counts, strict=True)
     ]
 
@@ -71,9 +104,7 @@ def _rewrite(rewrite: Pass, model: graph.Model, before: graph.Model) -> int:
         raise
     except Exception as error:
         model.graph = before.graph
-        raise RewriteError(
-            f"{type(rewrite).__name__} failed: {error!r}. This is a bug in onnxq: please report it, with the model."
-        ) from error
+        raise RewriteError(f"{pass_name(rewrite)} failed: {error!r}. {_blame(rewrite)}") from error
 
 
 def difference(before: Mapping[str, Array], after: Mapping[str, Array]) -> tuple[float, str]:
@@ -125,8 +156,7 @@ def _guard(before: graph.Model, model: graph.Model, passes: Sequence[Pass], prob
             model.graph = sound.graph
             graph.remove_unused(model)
             raise RewriteError(
-                f"{type(rewrite).__name__} changed the model's outputs ({where}; allowed {allowed:.1g}). "
-                "This is a bug in onnxq: please report it, with the model."
+                f"{pass_name(rewrite)} changed the model's outputs ({where}; allowed {allowed:.1g}). {_blame(rewrite)}"
             )
         sound = trial
     model.graph = sound.graph

@@ -15,7 +15,8 @@ from onnxq.pipeline.allocate import OPTIONS, written_bytes
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.choice import Choice, DropTooLarge
 from onnxq.pipeline.mixed import choose_bits
-from onnxq.pipeline.planning import choose_ranges, plan_of, precision_of
+from onnxq.pipeline.overriding import precision_of
+from onnxq.pipeline.planning import choose_ranges, plan_of
 from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import Placement, Range
 from onnxq.plan.budgets import Limit, Wishes
@@ -63,7 +64,7 @@ def calibrated(
     whole = replace(settings, weight_bits=BASE[0], activation_bits=BASE[1], first_last=BASE[0])
     plan = plan_of(model, placement, ranges[BASE[1]], rows, whole, log)
     narrow = frozenset(name for name, grid in plan.weights.items() if grid.bits < BASE[0])
-    return Calibrated(model, placement, ranges, replace(precision_of(settings), narrow=narrow))
+    return Calibrated(model, placement, ranges, replace(precision_of(settings, placement), narrow=narrow))
 
 
 def require_consistent(settings: Recipe) -> None:

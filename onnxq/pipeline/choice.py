@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxq.errors import TargetNotMet
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.types import QuantPlan
-from onnxq.types.mixed import Allocation, Bits
+from onnxq.types.mixed import Allocation, Bits, Sensitivities
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Choice:
         allocation: The same by group, with its figures; None where nothing but a drop at 8 bits was asked for.
         kept: Layers that had to stay in float for the drop's sake, the most harmful first.
         drop: What was measured for `max_drop`; None when it was not asked for.
+        known: The sensitivities that it was chosen by; None where none were needed.
     """
 
     found: Calibrated
@@ -28,6 +29,7 @@ class Choice:
     allocation: Allocation | None = None
     kept: tuple[str, ...] = ()
     drop: float | None = None
+    known: Sensitivities | None = None
 
     @property
     def plan(self) -> QuantPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onnxq import graph
@@ -70,8 +71,8 @@ def choose_bits(
         budgets = budgets_of(found, known, wishes, float_bytes=size, latency=latency, float_ms=float_ms, macs=macs)
     if wishes.max_drop is not None:
         drop = drop_meter(Session(float_path), held_out, labelled)
-        return within_drop(found, known, budgets, wishes.max_drop, drop, batches, log=log)
+        return replace(within_drop(found, known, budgets, wishes.max_drop, drop, batches, log=log), known=known)
     assert known is not None
     if contest is not None:
-        return contested(found, known, budgets, batches, contest, log=log)
-    return allocate(found, known, budgets)
+        return replace(contested(found, known, budgets, batches, contest, log=log), known=known)
+    return replace(allocate(found, known, budgets), known=known)

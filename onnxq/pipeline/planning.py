@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from onnxq import bench, calibrate, graph, runtime
 from onnxq.calibrate import RULES
 from onnxq.calibrate.saturation import Saturation
-from onnxq.errors import UnsupportedError, UsageError
+from onnxq.errors import UnsupportedError
 from onnxq.graph import Layer, Model
+from onnxq.pipeline.overriding import given_ranges, kept_names, precision_of, warn_of_idle
 from onnxq.pipeline.prepare import rows_are_free
-from onnxq.plan import Groups, Placement, Precision, Range, activation_bits, activation_grid, make_plan, place
+from onnxq.plan import Groups, Placement, Range, activation_bits, activation_grid, make_plan, place
 from onnxq.plan.attention import Attention
 from onnxq.recipe import Recipe
 from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan
@@ -42,6 +42,7 @@ def observe(
     if broken:
         log.warn(f"{broken} tensors hold infinities or NaN on the calibration data and stay in float")
         placement = placed(model, settings, observations, floats)
+    warn_of_idle(model, placement, settings, log)
     return placement, observations
 
 
@@ -60,7 +61,7 @@ def placed(
     if seen is not None:
         broken = [name for name, stats in seen.tensors.items() if not stats.finite]
         refuse = {name: f"its tensor {name} holds infinities or NaN" for name in broken}
-    kept = [*keep_names(model, settings.keep_float), *(floats or {})]
+    kept = [*kept_names(model, settings), *(floats or {})]
     attention, target = Attention(settings.attention_bits, settings.softmax), target_of(settings.target)
     found = place(model, keep_float=kept, refuse=refuse, attention=attention, target=target)
     unseen = [name for name in found.tensors if seen is not None and name not in seen.tensors]
@@ -71,33 +72,18 @@ def placed(
     return replace(found, skipped={**found.skipped, **why})
 
 
-def keep_names(model: Model, patterns: Sequence[str]) -> list[str]:
-    """Names of the nodes that glob patterns match.
-
-    Raises:
-        UsageError: A pattern matches none.
-    """
-    names = list(graph.node_names(model))
-    found: list[str] = []
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise UsageError(f"keep-float pattern {pattern!r} matches no node of the simplified model.")
-        found += matched
-    return found
-
-
 def choose_ranges(
     model: Model, placement: Placement, seen: Observations, rows: Dataset, settings: Recipe, log: Log
 ) -> dict[str, Range]:
     """A range for every tensor of the placement, by one rule or by what hurts the layers behind it least."""
     stats = {name: seen.tensors[name] for name in placement.tensors}
     seen_ranges = {name: Range(found.low, found.high, "minmax") for name, found in stats.items()}
-    bits = activation_bits(placement, Groups(placement, seen_ranges), precision_of(settings))
+    bits = activation_bits(placement, Groups(placement, seen_ranges), precision_of(settings, placement))
     grids = {name: activation_grid(placement.target, count) for name, count in bits.items()}
+    given = given_ranges(placement, settings, stats, grids)
     if settings.ranges != "auto":
         rule = RULES[settings.ranges]
-        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()}
+        return {name: Range(*rule(found, grids[name]), settings.ranges) for name, found in stats.items()} | given
     log.stage("Choosing ranges")
     readers = _readers(placement)
     chosen = calibrate.choose(
@@ -108,7 +94,7 @@ def choose_ranges(
         grids,
         progress=log.advance,
     )
-    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()}
+    return {name: Range(*found, judged=name in readers) for name, found in chosen.items()} | given
 
 
 def _readers(placement: Placement) -> dict[str, list[Layer]]:
@@ -146,7 +132,7 @@ def plan_of(
     log: Log,
 ) -> QuantPlan:
     """The grids; layers that would saturate where they must not get 7-bit weights."""
-    precision = precision_of(settings)
+    precision = precision_of(settings, placement)
     plan = make_plan(model, placement, ranges, precision)
     asked = settings.portable or (settings.target == "auto" and runtime.saturates())
     if not (asked and placement.target.on_cpu):
@@ -169,15 +155,4 @@ def _saturation_note(found: Mapping[str, Saturation], narrow: int) -> str:
     return (
         f"on x86 without VNNI, 16-bit sums would saturate in {len(found)} layers, worst in {worst}: "
         f"{found[worst].sqnr_db:.0f} dB; {narrow} layers below {SUFFERS_DB:.0f} dB get 7-bit weights; {safe}"
-    )
-
-
-def precision_of(settings: Recipe) -> Precision:
-    """Bit widths and granularity that a recipe asks for."""
-    return Precision(
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits,
-        per_channel=settings.per_channel,
-        first_last=settings.first_last,
-        residual_bits=settings.residual_bits,
     )

@@ -84,7 +84,7 @@ def prepare(
     model: Model,
     probing: Callable[[], Feeds] | None = None,
     log: Log = Silence(),
-    rewrites: Sequence[Pass] = passes.DEFAULT,
+    rewrites: Sequence[Pass] | None = None,
 ) -> Prepared:
     """Simplify and normalise a loaded model, and check on a small batch that it still computes the same.
 
@@ -93,8 +93,9 @@ def prepare(
         model: As `load_float` gave it; left as it is.
         probing: Gives that batch, while the simplifier works in its own process; None trusts the rewrites.
         log: Told what was left out.
-        rewrites: The passes that follow simplification.
+        rewrites: The passes that follow simplification; None takes all, those of users among them.
     """
+    rewrites = passes.rewrites() if rewrites is None else rewrites
     log.stage("Simplifying")
     stop = Event()
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""The result of a run: what it made, how, and how good it is."""
+"""What `quantize` returns, and what it is asked to measure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxq import graph
+from onnxq.errors import UsageError
 from onnxq.graph import Model
 from onnxq.pipeline.prepare import Prepared
 from onnxq.plan import Origin, save_learned, save_with_origin
-from onnxq.recipe import Recipe
-from onnxq.types import BlockResult, LearnedLayer, QuantPlan, Verdict
+from onnxq.recipe import Recipe, plain
+from onnxq.report import html_report
+from onnxq.types import BlockResult, Evaluation, LearnedLayer, QuantPlan, Summary, TuningStep, Verdict
 from onnxq.types.details import Details
 from onnxq.types.target import target_of
 
@@ -49,6 +51,7 @@ class QuantizedModel:
         learned: Codes and biases that replace plain rounding, by node name.
         blocks: What learning did to each block.
         missed: Why the budgets are not met; "" where they are.
+        steps: What each stage of tuning did to the outputs.
         details: Every layer measured, for the report; None where that was not asked for.
         progress: Folder that holds what this run learned block by block; None where it kept none.
         ranges: (smallest, largest) of every float tensor, where `Checks.ranges` asked for it.
@@ -63,6 +66,7 @@ class QuantizedModel:
     verdict: Verdict | None
     learned: Mapping[str, LearnedLayer]
     blocks: tuple[BlockResult, ...] = ()
+    steps: tuple[TuningStep, ...] = ()
     missed: str = ""
     details: Details | None = None
     progress: Path | None = None
@@ -110,6 +114,44 @@ class QuantizedModel:
             metadata=said,
             ranges=self.ranges,
         )
+
+    def summary(
+        self, output: str | Path | None = None, *, evaluation: Evaluation | None = None, seconds: float = 0.0
+    ) -> Summary:
+        """The run as reports show it.
+
+        Args:
+            output: The file that `save` wrote; None where there is none.
+            evaluation: What `evaluate` found about it.
+            seconds: Wall time of the run.
+        """
+        return Summary(
+            source=str(self.prepared.path),
+            output=None if output is None else str(output),
+            recipe=plain(self.recipe),
+            data=self.data,
+            rows=self.rows,
+            plan=self.plan,
+            verdict=self.verdict,
+            evaluation=evaluation,
+            seconds=seconds,
+            blocks=self.blocks,
+            steps=self.steps,
+        )
+
+    def save_report(
+        self, path: str | Path, output: str | Path | None = None, *, evaluation: Evaluation | None = None
+    ) -> Path:
+        """Write the HTML report; returns its path. Arguments as of `summary`.
+
+        Raises:
+            UsageError: The run did not measure its layers: `Checks(explain=True)` makes it.
+        """
+        if self.details is None:
+            raise UsageError("the report needs every layer measured: quantize with checks=Checks(explain=True).")
+        target = Path(path)
+        target.write_text(html_report(self.summary(output, evaluation=evaluation), self.details), encoding="utf-8")
+        return target
 
 
 def left_out(settings: Recipe) -> tuple[str, ...]:

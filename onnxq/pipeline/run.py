@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
 from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
-from onnxq.pipeline.details import details
+from onnxq.pipeline.choice import Choice
+from onnxq.pipeline.explain import explained
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
@@ -27,7 +28,7 @@ from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_t
 from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, tune
 from onnxq.pipeline.verify import too_slow, verify
 from onnxq.plan import Placement
-from onnxq.recipe import Recipe, resolve
+from onnxq.recipe import Recipe, plain, resolve
 from onnxq.types import Dataset, Log, Observations, Placed, QuantPlan, Silence, Tuned
 from onnxq.types.target import target_of
 from onnxq.version import __version__
@@ -118,7 +119,7 @@ class Work:
         return {
             **back,
             "onnxq.version": __version__,
-            "onnxq.recipe": json.dumps(asdict(self.settings), sort_keys=True),
+            "onnxq.recipe": json.dumps(plain(self.settings), sort_keys=True),
             "onnxq.source": self.path.name,
             "onnxq.source_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
             "onnxq.data": json.dumps(self.rows.provenance, sort_keys=True, default=str),
@@ -176,7 +177,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
             log=log,
         )
     if checks.explain:
-        found = details(prepared, quantized, tuned, observations, work.held_out, log=log)
+        found = explained(prepared, quantized, tuned, observations, (work.rows, work.held_out), found_plan.choice, log)
     return QuantizedModel(
         model=quantized,
         plan=tuned.plan,
@@ -187,6 +188,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         verdict=verdict,
         learned=tuned.layers,
         blocks=outcome.blocks,
+        steps=outcome.steps,
         missed=found_plan.missed or _too_large(work, quantized) or too_slow(settings, verdict),
         details=found,
         progress=place.progress if keeps_progress(settings) else None,
@@ -204,6 +206,7 @@ class Plan:
         macs: Multiply-accumulates per row by node.
         missed: Why budgets are not met; "" where they are.
         placed: What measured placement changed.
+        choice: What budgets chose; None where there are none.
     """
 
     plan: QuantPlan
@@ -211,6 +214,7 @@ class Plan:
     macs: Mapping[str, int]
     missed: str = ""
     placed: Placed | None = None
+    choice: Choice | None = None
 
 
 def _plan(work: Work, keep: bool, workers: int, *, timed: bool) -> Plan:
@@ -227,25 +231,25 @@ def _plan(work: Work, keep: bool, workers: int, *, timed: bool) -> Plan:
         faster = measured(work.prepared, placement, seen, work.rows, settings, log)
         placement, placed = faster.placement, faster.placed
     macs = bench.float_macs(model, seen.shapes, seen.batch_rows)
-    plan, missed = _planned(replace(work, placed=placed), placement, seen, macs, keep, workers)
+    plan, missed, choice = _planned(replace(work, placed=placed), placement, seen, macs, keep, workers)
     skipped = {name: reason for name, reason in plan.skipped.items() if name not in blocks}
-    return Plan(replace(plan, blocks=blocks, skipped=skipped), seen, macs, missed, placed)
+    return Plan(replace(plan, blocks=blocks, skipped=skipped), seen, macs, missed, placed, choice)
 
 
 def _planned(
     work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, workers: int
-) -> tuple[QuantPlan, str]:
-    """The plan, and why budgets are not met ("" where they are, or there are none)."""
+) -> tuple[QuantPlan, str, Choice | None]:
+    """The plan, why budgets are not met ("" where they are, or there are none), and what they chose."""
     model, settings, log = work.prepared.model, work.settings, work.log
     if not settings.wishes:
         ranges = choose_ranges(model, placement, seen, work.rows, settings, log)
-        return plan_of(model, placement, ranges, work.rows, settings, log), ""
+        return plan_of(model, placement, ranges, work.rows, settings, log), "", None
     found = calibrated(model, placement, seen, work.rows, settings, [settings.activation_bits], log)
     ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, workers)
     allotted = allot(ask, keep=keep, log=log)
     for sentence in describe(allotted.choice):
         log.note(sentence)
-    return allotted.choice.plan, allotted.missed
+    return allotted.choice.plan, allotted.missed, allotted.choice
 
 
 def _emitted(work: Work, tuned: Tuned) -> Model:

@@ -50,12 +50,13 @@ def evaluate(
     fidelity = bench.compare(other, session, rows) if other is not None else None
     score = bench.top1(session, labelled) if labelled is not None else None
     base = bench.top1(other, labelled) if labelled is not None and other is not None else None
-    p_value = bench.mcnemar(score.correct, base.correct) if score is not None and base is not None else None
+    both = bench.paired(score.correct, base.correct) if score is not None and base is not None else None
     count = len(score.correct) if score is not None else fidelity.rows if fidelity is not None else 0
     return Evaluation(
         rows=count,
         accuracy=score.accuracy if score is not None else None,
         reference_accuracy=base.accuracy if base is not None else None,
-        p_value=p_value,
+        paired=both,
         fidelity=fidelity,
+        correct=score.per_row if score is not None else None,
     )

@@ -11,7 +11,8 @@ from onnxq import bench, graph
 from onnxq.emit import emit
 from onnxq.graph import Model
 from onnxq.pipeline.fastest import Found, Race, fastest
-from onnxq.pipeline.planning import placed, precision_of
+from onnxq.pipeline.overriding import precision_of
+from onnxq.pipeline.planning import placed
 from onnxq.pipeline.prepare import Prepared, rows_are_free
 from onnxq.pipeline.timing import by_unit, names_of
 from onnxq.plan import Placement, Range, make_plan
@@ -150,7 +151,7 @@ class Stopwatch:
         return enter, leave
 
     def _plan(self, placement: Placement) -> QuantPlan:
-        return make_plan(self._prepared.model, placement, self._ranges, precision_of(self._settings))
+        return make_plan(self._prepared.model, placement, self._ranges, precision_of(self._settings, placement))
 
     def _network(self, placement: Placement) -> Model:
         return emit(self._prepared.model, self._plan(placement))

@@ -6,7 +6,8 @@ from onnxq import bench, calibrate, graph
 from onnxq.calibrate import Extremes
 from onnxq.errors import UsageError
 from onnxq.graph import Model
-from onnxq.pipeline.planning import keep_names, some_rows
+from onnxq.pipeline.overriding import kept_names
+from onnxq.pipeline.planning import some_rows
 from onnxq.plan.half import block_layers, half_plan
 from onnxq.recipe import Recipe
 from onnxq.types import BlockGrid, Dataset, Log, Observations, QuantPlan
@@ -66,7 +67,7 @@ def planned_half(model: Model, rows: Dataset, settings: Recipe, log: Log) -> tup
         model,
         calibrate.extremes(model, few),
         target_of(settings.target),
-        keep_float=keep_names(model, settings.keep_float),
+        keep_float=kept_names(model, settings),
         blocks=blocks_of(model, settings),
     )
     shapes = calibrate.observe(model, few, (), bench.matrix_tensors(model), seed=settings.seed)  # type: ignore[arg-type]

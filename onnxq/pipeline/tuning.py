@@ -21,8 +21,8 @@ from onnxq.plan import Block, find_blocks, layer_slices
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums, TuneMoments, batches_of, halves, walk
-from onnxq.tune.methods import MATCH_MOMENTS, find_device, learned_method, require_torch
-from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned
+from onnxq.tune.methods import MATCH_MOMENTS, find_device, learned_method, needs_torch, require_torch
+from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned, TuningStep
 
 MOMENT_ROWS, MOMENT_BATCH = 128, 8
 """Most calibration rows that moments are measured on; more change little."""
@@ -58,10 +58,12 @@ class Outcome:
     Attributes:
         tuned: Grids, codes and biases.
         blocks: What each learned method did to each block.
+        steps: What each stage did to the model's outputs.
     """
 
     tuned: Tuned
     blocks: tuple[BlockResult, ...] = ()
+    steps: tuple[TuningStep, ...] = ()
 
 
 def keeps_progress(settings: Recipe) -> bool:
@@ -80,6 +82,8 @@ def require_learning(settings: Recipe, place: Workplace) -> str:
         raise UsageError("there is nothing to resume: only a reconstruction by block or layer keeps its progress.")
     if settings.reconstruction == "none" and not settings.bias_tuning:
         return ""
+    if not settings.bias_tuning and not needs_torch(settings.reconstruction) and place.device in ("auto", "cpu"):
+        return "cpu"
     require_torch("learning")
     return find_device(place.device)
 
@@ -103,21 +107,22 @@ def tune(model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, 
     results: tuple[BlockResult, ...] = ()
     if settings.reconstruction != "none":
         found, results = reconstruct(model, tuned, rows, settings, log, place, device)
-        tuned = judge.better(tuned, found, "learned weights are dropped: plain rounding is nearer to the float", log)
+        tuned = judge.better(
+            "weights", tuned, found, "learned weights are dropped: plain rounding is nearer to the float", log
+        )
     if settings.bn_tuning and settings.reconstruction not in MATCH_MOMENTS:
         log.stage("Tuning means and spreads")
         found = tune_moments(model, tuned, rows, settings.seed, log)
-        tuned = judge.better(
-            tuned, found, "means and spreads stay as rounding makes them: tuning them does not help this model", log
-        )
+        said = "means and spreads stay as rounding makes them: tuning them does not help this model"
+        tuned = judge.better("means and spreads", tuned, found, said, log)
     if settings.bias_tuning:
         from onnxq.tune.biases import tune_biases
 
         log.stage("Tuning biases")
         batches = list(learning_batches(model, rows))
         found = tune_biases(model, tuned, batches, seed=settings.seed, device=device, log=log)
-        tuned = judge.better(tuned, found, "biases stay: tuning them does not help this model", log)
-    return Outcome(tuned, results)
+        tuned = judge.better("biases", tuned, found, "biases stay: tuning them does not help this model", log)
+    return Outcome(tuned, results, tuple(judge.steps))
 
 
 def tune_moments(model: Model, tuned: Tuned, rows: Dataset, seed: int, log: Log) -> Tuned:
@@ -179,20 +184,25 @@ class Judge:
     Args:
         model: The prepared float model.
         rows: Calibration rows; some of the last fifth of them judge.
+
+    Attributes:
+        steps: What was compared so far.
     """
 
     def __init__(self, model: Model, rows: Dataset) -> None:
         self._model, self._rows = model, rows
         self._pairs: list[tuple[Feeds, Mapping[str, Array]]] = []
         self._known: tuple[Tuned, float] | None = None
+        self.steps: list[TuningStep] = []
 
-    def better(self, tuned: Tuned, found: Tuned, otherwise: str, log: Log) -> Tuned:
+    def better(self, name: str, tuned: Tuned, found: Tuned, otherwise: str, log: Log) -> Tuned:
         """`found` where its outputs are nearer to the float model's; else `tuned`, and `otherwise` is said."""
         if found is tuned:
             return tuned
         error = self._known[1] if self._known is not None and self._known[0] is tuned else self.error(tuned)
         reached = self.error(found)
         better = reached < error
+        self.steps.append(TuningStep(name, error, reached, better))
         self._known = (found, reached) if better else (tuned, error)
         if not better:
             log.note(otherwise)

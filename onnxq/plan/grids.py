@@ -30,6 +30,7 @@ class Precision:
         narrow: Layers (node names) whose weights get 7 bits, for processors that would saturate.
         layers: Layers (node names) with (weight bits, activation bits) of their own, which hold before all of the
             above but `narrow`. Where readers of one tensor ask for different activation bits, the larger number holds.
+        granularity: Layers whose `per_channel` is their own.
     """
 
     weight_bits: int = 8
@@ -39,6 +40,7 @@ class Precision:
     residual_bits: int = 8
     narrow: frozenset[str] = field(default_factory=frozenset)
     layers: Mapping[str, Bits] = field(default_factory=dict)
+    granularity: Mapping[str, bool] = field(default_factory=dict)
 
     def bits_of(self, name: str, *, ends: bool) -> Bits:
         """(weight bits, activation bits) of a layer.
@@ -88,7 +90,7 @@ def with_precision(
     """The plan that `make_plan` gives for other bit widths; only what changes is computed.
 
     Args:
-        plan: Made by `make_plan` from the same placement, with the same `precision.per_channel`.
+        plan: Made by `make_plan` from the same placement, with the same granularity in `precision`.
         placement: Where nodes run.
         ranges: A range for every tensor of `placement.tensors`; other ones than the plan's are allowed.
         precision: Bit widths.
@@ -164,7 +166,8 @@ def _weights(
         if old is not None and old.bits == bits and known_tensors[data].scale == tensors[data].scale:
             found[unit.name] = old
             continue
-        axis = layer.axis if precision.per_channel and unit.node.op_type in placement.target.per_channel else None
+        wanted = precision.granularity.get(unit.name, precision.per_channel)
+        axis = layer.axis if wanted and unit.node.op_type in placement.target.per_channel else None
         found[unit.name] = weight_grid(layer.weight, layer.bias, bits, axis, tensors[data].scale)
     return found
 

@@ -1,6 +1,7 @@
 """What people and programs read: terminal tables and JSON."""
 
 from onnxq.report.benchmark import benchmark_document, print_benchmark, print_changes
+from onnxq.report.comparing import print_compare, read_run
 from onnxq.report.document import (
     evaluation_document,
     inspection_document,
@@ -9,6 +10,7 @@ from onnxq.report.document import (
 )
 from onnxq.report.harden import Hardening, harden_document, print_harden
 from onnxq.report.html import html_compare, html_report
+from onnxq.report.layers import print_layers
 from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
 from onnxq.report.terminal import (
@@ -27,13 +29,16 @@ __all__ = [
     "inspection_document",
     "print_benchmark",
     "print_changes",
+    "print_compare",
     "print_evaluation",
     "print_harden",
     "print_inspection",
+    "print_layers",
     "print_quantize",
     "print_reparam",
     "print_sensitivity",
     "quantize_document",
+    "read_run",
     "reparam_document",
     "sensitivity_document",
     "to_json",

@@ -37,6 +37,7 @@ def quantize_document(run: Summary) -> dict[str, Any]:
         "tensors": {name: asdict(grid) for name, grid in run.plan.tensors.items()},
         "skipped": dict(run.plan.skipped),
         "learning": [asdict(result) for result in run.blocks],
+        "tuning": [asdict(step) for step in run.steps],
         "seconds": run.seconds,
     }
 
@@ -45,6 +46,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
         "sqnr_db": dict(verdict.fidelity.sqnr_db),
         "agreement": _interval(verdict.fidelity.agreement),
+        "agreed": None if verdict.fidelity.agreed is None else asdict(verdict.fidelity.agreed),
         "held_out_rows": verdict.fidelity.rows,
         "float_bytes": verdict.float_bytes,
         "quantized_bytes": verdict.quantized_bytes,
@@ -79,7 +81,7 @@ def _latency(latency: Latency) -> dict[str, Any]:
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    return asdict(evaluation)
+    return {**asdict(evaluation), "p_value": evaluation.paired.p_value if evaluation.paired is not None else None}
 
 
 def evaluation_document(model: str, evaluation: Evaluation) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxq.report import words
 from onnxq.report.document import SCHEMA
 from onnxq.types import Fidelity
 
@@ -123,4 +124,6 @@ def _table(*headings: str) -> Table:
 def _fidelity(found: Fidelity) -> str:
     """The least SQNR of the outputs, and the agreement where there is one."""
     sqnr = f"{min(found.sqnr_db.values()):.1f} dB"
-    return sqnr if found.agreement is None else f"{sqnr}, agreement {100 * found.agreement.value:.1f} %"
+    if found.agreement is None:
+        return sqnr
+    return f"{sqnr}, agreement {words.percent(found.agreement.value)} ({words.between(found.agreement)})"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from onnxq.report import words
 from onnxq.types import (
     BlockInfo,
     BlockResult,
@@ -21,6 +22,7 @@ from onnxq.types import (
     Summary,
     Verdict,
 )
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 SHOWN = 6
 """Most rows of a list; the rest is in the JSON."""
@@ -64,11 +66,11 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
             "top-1",
             _percent(base) if base is not None else "-",
             _percent(run.evaluation.accuracy),
-            f"{run.evaluation.rows} labelled rows; {_significance(run.evaluation.p_value)}",
+            _paired(run.evaluation, f"95 % CI of {run.evaluation.rows} labelled rows"),
         )
     if verdict.fidelity.agreement is not None:
         agreement = verdict.fidelity.agreement
-        table.add_row("top-1 agreement", "", _percent(agreement), f"{verdict.fidelity.rows} held-out rows")
+        table.add_row("agreement", "", _percent(agreement), f"95 % CI of {verdict.fidelity.rows} held-out rows")
     for name, sqnr in verdict.fidelity.sqnr_db.items():
         table.add_row("SQNR", "", f"{sqnr:.1f} dB", f"output {escape(name)}")
     if run.blocks:
@@ -77,6 +79,10 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
     planned = ", planned" if coverage.planned else ""
     table.add_row(f"integer coverage{planned}", "", f"{100 * coverage.share:.1f} %", _macs(coverage))
     return table
+
+
+def _paired(found: Evaluation, rows: str) -> str:
+    return rows if found.paired is None else f"{rows}; {found.paired.brief}"
 
 
 def _gain(blocks: Sequence[BlockResult]) -> str:
@@ -135,12 +141,14 @@ def _print_plan(console: Console, run: Summary) -> None:
 def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
     """One line per figure."""
     if found.accuracy is not None:
-        console.print(f"top-1      {_percent(found.accuracy)}   ({found.rows} rows, {escape(model)})")
+        console.print(f"top-1      {_percent(found.accuracy)}   (95 % CI of {found.rows} rows, {escape(model)})")
     if found.reference_accuracy is not None:
-        console.print(f"reference  {_percent(found.reference_accuracy)}   {_significance(found.p_value)}")
+        console.print(f"reference  {_percent(found.reference_accuracy)}")
+    if found.paired is not None:
+        console.print(f"difference {found.paired.words}")
     if found.fidelity is not None:
         if found.fidelity.agreement is not None:
-            console.print(f"agreement  {_percent(found.fidelity.agreement)}")
+            console.print(f"agreement  {_percent(found.fidelity.agreement)}   (95 % CI of {found.fidelity.rows} rows)")
         for name, sqnr in found.fidelity.sqnr_db.items():
             console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
 
@@ -169,6 +177,32 @@ def print_inspection(console: Console, found: Inspection) -> None:
     if found.blocks is not None:
         console.print()
         console.print(_block_table(found.blocks) if found.blocks else "no blocks: they are found in float models")
+    if found.outliers is not None:
+        console.print()
+        _print_outliers(console, found.outliers)
+
+
+def _print_outliers(console: Console, found: Mapping[str, TensorOutliers]) -> None:
+    """Channels and samples that stand out; samples are counted from 0."""
+    loud = {name: tensor for name, tensor in found.items() if tensor.channels or tensor.samples}
+    if not loud:
+        console.print(f"no channel and no sample stands out in the {len(found)} tensors that layers read")
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("outliers in", "channels (times the median)", "samples, from 0 (times the median)"):
+        table.add_column(heading)
+    for name, tensor in loud.items():
+        table.add_row(escape(name), _extremes(tensor.channels), _extremes(tensor.samples))
+    console.print(table)
+    samples = Counter(one.index for tensor in loud.values() for one in tensor.samples)
+    if samples:
+        worst = ", ".join(f"{index} (in {count})" for index, count in samples.most_common(SHOWN))
+        console.print(f"samples that stand out in most tensors: {worst}")
+
+
+def _extremes(found: Sequence[Outlier]) -> str:
+    shown = ", ".join(f"{one.index} ({one.times:.3g}x)" for one in found[:SHOWN]) or "-"
+    return shown + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 
 def _layer_table(found: Inspection) -> Table:
@@ -220,11 +254,5 @@ def _bytes(count: int) -> str:
 
 
 def _percent(interval: Interval) -> str:
-    half = 100 * (interval.high - interval.low) / 2
-    return f"{100 * interval.value:.2f} ± {half:.2f} %"
-
-
-def _significance(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    return f"{'a real difference' if p_value < 0.05 else 'no significant difference'} (McNemar p = {p_value:.2g})"
+    """With its 95 % interval."""
+    return f"{words.percent(interval.value, 2)} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"

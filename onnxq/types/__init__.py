@@ -18,6 +18,7 @@ from onnxq.types.flow import (
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
+from onnxq.types.paired import Paired, PerRow
 from onnxq.types.results import (
     BlockInfo,
     Coverage,
@@ -32,6 +33,7 @@ from onnxq.types.results import (
 from onnxq.types.rewriting import Applied, Rewriting
 from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work
 from onnxq.types.target import BlockGrid
+from onnxq.types.tuning import TuningStep
 
 __all__ = [
     "Applied",
@@ -58,7 +60,9 @@ __all__ = [
     "Log",
     "LogGrid",
     "Observations",
+    "Paired",
     "Peak",
+    "PerRow",
     "Placed",
     "QuantPlan",
     "Rewriting",
@@ -68,6 +72,7 @@ __all__ = [
     "TensorGrid",
     "TensorStats",
     "Tuned",
+    "TuningStep",
     "Verdict",
     "WeightGrid",
     "Within",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from onnxq.types.outliers import TensorOutliers
 from onnxq.types.rewriting import Applied
 
 
@@ -120,6 +121,21 @@ class TensorDetail:
 
 
 @dataclass(frozen=True)
+class FlowNode:
+    """An input, a layer, or a node in which branches meet.
+
+    Attributes:
+        name: Of the node or the input.
+        op_type: Operator, or "input".
+        sources: Numbers of the nodes that it reads from, others passed through; all are smaller than its own.
+    """
+
+    name: str
+    op_type: str
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Details:
     """Everything about single layers and tensors of one run.
 
@@ -131,7 +147,10 @@ class Details:
         versions: Of the parts that made the file.
         sensitivity: Layer -> bits as people write them ("w4a8") -> error that the layer adds at them.
         front: (bytes, error) of the allocations that no other one beats.
-        chosen: The one of them that was taken.
+        chosen: What was taken: one of them, or one near them where other budgets counted.
+        outliers: What stands out in the tensors that layers read, by tensor; only those where something does.
+        outlier_rows: Calibration rows that were looked at for it.
+        flow: The graph as a map of layers and junctions, in graph order.
     """
 
     layers: tuple[LayerDetail, ...]
@@ -142,3 +161,6 @@ class Details:
     sensitivity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     front: tuple[tuple[float, float], ...] = ()
     chosen: tuple[float, float] | None = None
+    outliers: Mapping[str, TensorOutliers] = field(default_factory=dict)
+    outlier_rows: int = 0
+    flow: tuple[FlowNode, ...] = ()

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
+from onnxq.types.outliers import TensorOutliers
+from onnxq.types.paired import Paired, PerRow
 from onnxq.types.speed import Interval, Latency, Placed
+from onnxq.types.tuning import TuningStep
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,13 @@ class Fidelity:
         rows: Number of rows compared.
         sqnr_db: Signal-to-quantization-noise ratio per output, decibels.
         agreement: Share of rows with the same arg-max, None where no output looks like logits.
+        agreed: Which rows have the same arg-max.
     """
 
     rows: int
     sqnr_db: Mapping[str, float]
     agreement: Interval | None
+    agreed: PerRow | None = None
 
 
 @dataclass(frozen=True)
@@ -97,15 +102,17 @@ class Evaluation:
         rows: Rows used.
         accuracy: Top-1 with a 95 % interval; None without labels.
         reference_accuracy: The reference's top-1 on the same rows.
-        p_value: McNemar's exact test of "both models are equally often right"; None without reference or labels.
+        paired: Both models row by row; None without reference or labels.
         fidelity: Against the reference; None without one.
+        correct: Which rows it got right; None without labels.
     """
 
     rows: int
     accuracy: Interval | None
     reference_accuracy: Interval | None
-    p_value: float | None
+    paired: Paired | None
     fidelity: Fidelity | None
+    correct: PerRow | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ class Inspection:
         coverage: Integer coverage on this machine's CPU; None for a float model.
         provenance: What onnxq recorded in the file.
         blocks: Blocks of a float model in the order in which they run; None when not asked for.
+        outliers: Of the tensors that a float model's layers read; None when not asked for.
     """
 
     path: str
@@ -195,6 +203,7 @@ class Inspection:
     coverage: Coverage | None
     provenance: Mapping[str, str]
     blocks: tuple[BlockInfo, ...] | None = None
+    outliers: Mapping[str, TensorOutliers] | None = None
 
     @property
     def layer_weights(self) -> int:
@@ -228,6 +237,7 @@ class Summary:
         evaluation: On the labelled rows that were given.
         seconds: Wall time of the run.
         blocks: What learning did to each block.
+        steps: What each stage of tuning did to the outputs.
     """
 
     source: str
@@ -240,3 +250,4 @@ class Summary:
     evaluation: Evaluation | None = None
     seconds: float = 0.0
     blocks: tuple[BlockResult, ...] = ()
+    steps: tuple[TuningStep, ...] = ()

@@ -51,6 +51,24 @@ def test_agreement_is_counted_on_the_first_output_that_looks_like_scores(scores)
     assert 0 < same < 40
     assert found.agreement.value == same / 40
     assert found.agreement.low < same / 40 < found.agreement.high
+    expected = rows.argmax(axis=1) == (rows + shift).argmax(axis=1)
+    assert found.agreed.right == "".join("01"[int(one)] for one in expected)
+
+
+def test_rows_are_known_by_their_content_however_they_are_cut(scores):
+    one, other = scores(np.zeros(4), "one"), scores(np.array([0.5, 0.0, 0.0, 0.0]), "other")
+    whole = [{"x": np.concatenate([batch["x"] for batch in batches()])}]
+    changed = [{"x": whole[0]["x"] + np.eye(40, 4, dtype=np.float32)}]
+    digest = compare(one, other, batches()).agreed.rows
+    assert digest == compare(other, one, whole).agreed.rows
+    assert digest != compare(one, other, changed).agreed.rows
+    labels = np.arange(40) % 4
+    scored = top1(one, [(whole[0], labels)])
+    cut = [(batch, labels[8 * index : 8 * index + 8]) for index, batch in enumerate(batches())]
+    assert scored.per_row.rows == top1(other, cut).per_row.rows
+    assert scored.per_row.right == "".join("01"[int(one)] for one in scored.correct)
+    assert scored.per_row.rows != top1(one, [(changed[0], labels)]).per_row.rows
+    assert scored.per_row.rows != top1(one, [(whole[0], labels[::-1])]).per_row.rows
 
 
 def test_equal_models_have_infinite_sqnr(scores):

@@ -2,8 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
 
-from onnxq.bench import mcnemar, ratio_interval, wilson
+from onnxq.bench import difference, mcnemar, paired, ratio_interval, wilson
 
 
 def test_ratio_is_the_median_of_paired_ratios_not_the_ratio_of_medians():
@@ -93,3 +96,83 @@ def test_mcnemar_of_many_rows():
 def test_mcnemar_refuses_unpaired_rows():
     with pytest.raises(ValueError, match="3 and 2 rows"):
         mcnemar([True, True, False], [True, True])
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 60), second=st.integers(0, 60))
+def test_mcnemar_is_the_sum_of_all_splits_as_rare(first, second):
+    rare = sum(
+        math.comb(first + second, k)
+        for k in range(first + second + 1)
+        if abs(2 * k - first - second) >= abs(first - second)
+    )
+    assert mcnemar(*rows(3, first, second, 1)) == pytest.approx(rare / 2 ** (first + second), rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(trials=st.integers(1, 400), data=st.data())
+def test_wilson_is_scipys(trials, data):
+    successes = data.draw(st.integers(0, trials))
+    found, other = wilson(successes, trials), binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((1, 97, 1, 1), 0.8737, 0.9850), ((0, 30, 0, 0), 0.8395, 1.0)],
+)
+def test_the_interval_of_a_difference_is_newcombes(counts, low, high):
+    found = difference(*counts)
+    assert found.value == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    both, first, second, neither = counts
+    turned = difference(both, second, first, neither)
+    assert (turned.low, turned.value, turned.high) == pytest.approx((-found.high, -found.value, -found.low))
+
+
+@pytest.mark.parametrize(
+    ("counts", "phi"),
+    [((40, 5, 2, 13), 480 / math.sqrt(45 * 15 * 42 * 18)), ((10, 3, 2, 1), 0.0), ((8, 6, 5, 1), -22 / math.sqrt(7644))],
+)
+def test_a_positive_correlation_counts_half_a_row_less(counts, phi):
+    both, first, second, _ = counts
+    one, other = (binomtest(both + only, sum(counts)) for only in (first, second))
+    (l1, u1), (l2, u2) = ((ends.low, ends.high) for ends in (t.proportion_ci(0.95, "wilson") for t in (one, other)))
+    p1, p2 = one.statistic, other.statistic
+    low = p1 - p2 - math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
+    high = p1 - p2 + math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
+    found = difference(*counts)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize("chances", [(0.85, 0.05, 0.05, 0.05), (0.7, 0.12, 0.03, 0.15), (0.95, 0.0, 0.02, 0.03)])
+def test_the_interval_of_a_difference_holds_the_truth_in_95_of_100_cases(chances):
+    rng = np.random.default_rng(1)
+    truth, held = chances[1] - chances[2], 0
+    for counts in rng.multinomial(120, chances, 1500):
+        found = difference(*(int(count) for count in counts))
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / 1500 <= (0.985 if chances[1] else 1.0)  # with few rows that differ it is too careful
+
+
+def test_a_difference_of_nothing_knows_nothing():
+    assert difference(0, 0, 0, 0) == type(wilson(0, 0))(0.0, -1.0, 1.0)
+    assert difference(8, 0, 0, 0).value == 0.0
+    assert difference(8, 0, 0, 0).low < -0.2
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((90, 6, 0, 4), "6.00 points better (95 % CI "),
+        ((90, 0, 6, 4), "6.00 points WORSE (95 % CI "),
+        ((90, 5, 0, 5), "inside the noise (+5.00 points, 95 % CI "),
+        ((90, 1, 4, 5), "inside the noise (-3.00 points, 95 % CI "),
+    ],
+)
+def test_a_difference_is_one_from_six_rows_to_none(counts, said):
+    found = paired(*rows(*counts))
+    assert found.words.startswith(said)
+    assert f"{counts[1]} rows gained, {counts[2]} lost, McNemar p = {found.p_value:.2g})" in found.words
+    assert (found.gained, found.lost) == counts[1:3]
+    assert found.p_value == mcnemar(*rows(*counts)) == min(1, 2 * binom.cdf(min(counts[1:3]), sum(counts[1:3]), 0.5))

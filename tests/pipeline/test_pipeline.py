@@ -188,16 +188,13 @@ def test_a_simplifier_that_changes_the_model_is_found_out(tmp_path, monkeypatch)
 
 
 def test_a_wrong_rewrite_is_left_out(tmp_path, monkeypatch):
-    class Wrong:
-        def __call__(self, model):
-            node = next(node for node in model.graph if node.op_type == "Relu")
-            return int(graph.bypass(node, model))
-
-        def refused(self, model):
-            return {}
+    def wrong(model):
+        node = next((node for node in model.graph if node.op_type == "Relu"), None)
+        return int(node is not None and graph.bypass(node, model))
 
     path = conv_net(tmp_path)
-    monkeypatch.setattr("onnxq.passes.DEFAULT", (Wrong(),))
+    monkeypatch.setattr("onnxq.passes._REGISTERED", {})
+    onnxq.register_pass("Wrong", wrong)
     assert quantize(path).verdict.fidelity.sqnr_db["y"] > 30
 
 
@@ -238,10 +235,14 @@ def test_evaluate_scores_arrays_with_labels(tmp_path):
     labels = np.zeros(40, np.int64)
     scored = onnxq.evaluate(tmp_path / "q.onnx", ROWS | {"label": labels}, reference=path)
     assert scored.rows == 40
-    assert 0 <= scored.p_value <= 1
+    assert 0 <= scored.paired.p_value <= 1
+    gain = scored.accuracy.value - scored.reference_accuracy.value
+    assert scored.paired.difference.value == pytest.approx(gain)
+    assert (scored.paired.gained - scored.paired.lost) / 40 == pytest.approx(gain)
+    assert scored.correct.right.count("1") == round(40 * scored.accuracy.value)
     assert scored.fidelity.sqnr_db["y"] > 30
     unlabelled = onnxq.evaluate(tmp_path / "q.onnx", ROWS, reference=path)
-    assert unlabelled.accuracy is None
+    assert unlabelled.accuracy is unlabelled.paired is unlabelled.correct is None
     assert dataclasses.asdict(unlabelled.fidelity) == dataclasses.asdict(scored.fidelity)
 
 

@@ -11,6 +11,8 @@ from onnxq.types import (
     FloatNode,
     Interval,
     Latency,
+    Paired,
+    PerRow,
     QuantPlan,
     Summary,
     TensorGrid,
@@ -73,8 +75,10 @@ def summary(**changes):
     return Summary(**(given | changes))
 
 
-def evaluation(value, p_value):
-    return Evaluation(200, Interval(value, value - 0.03, value + 0.02), Interval(0.9, 0.85, 0.93), p_value, None)
+def evaluation(value, p_value, right=None):
+    both = Paired(7, 3, Interval(value - 0.9, value - 0.93, value - 0.85), p_value)
+    correct = None if right is None else PerRow("a" * 64, right)
+    return Evaluation(200, Interval(value, value - 0.03, value + 0.02), Interval(0.9, 0.85, 0.93), both, None, correct)
 
 
 def layer(name="conv", **changes):

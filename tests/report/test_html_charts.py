@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Html, join, section, table, tag
 from onnxq.types import Interval
 from onnxq.types.details import Bars
@@ -56,7 +57,7 @@ def test_points_rise_with_their_value_and_go_right_with_their_size():
         charts.Point(200.0, 100.0, "b", chosen=True),
         charts.Point(300.0, 10.0, "c"),
     ]
-    picture = charts.scatter(points, "t", ("x", "y"), line=True, log=True)
+    picture = charts.scatter(points, "t", ("x", "y"), joined=2, log=True)
     xs, ys = numbers(picture, "cx"), numbers(picture, "cy")
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
     assert xs[0] < xs[1]

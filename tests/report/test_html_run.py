@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import math
 import re
 import tomllib
@@ -12,7 +13,8 @@ import pytest
 from pages import FLAT, NASTY, Page, details, evaluation, latency, layer, summary, verdict
 
 from onnxq.report import html_report
-from onnxq.types import Interval
+from onnxq.types import Interval, TuningStep
+from onnxq.types.outliers import Outlier, TensorOutliers
 
 COMMAND = "onnxq quantize net.onnx --data 'my photos'"
 
@@ -57,7 +59,7 @@ def test_the_policy_lets_nothing_in_but_the_pages_own_style_and_script(text, pag
         inside = re.search(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL).group(1)
         digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert text.count("<script") == 1
+    assert re.findall(r"<script[^>]*>", text) == ['<script type="application/json" id="document">', "<script>"]
 
 
 def test_names_cannot_become_markup(text, page):
@@ -106,9 +108,13 @@ def test_a_latency_inside_the_noise_is_no_gain(ratio, said):
 @pytest.mark.parametrize(
     ("value", "p_value", "said"),
     [
-        (0.94, 0.2, "no significant difference to the float model (+4.00 points, McNemar p = 0.2)"),
-        (0.94, 0.01, "4.00 points above the float model, a real difference (McNemar p = 0.01)"),
-        (0.88, 0.04, "2.00 points below the float model, a real difference (McNemar p = 0.04)"),
+        (0.94, 0.2, "against the float model inside the noise (+4.00 points, 95 % CI +1.0 to +9.0, 7 rows gained"),
+        (
+            0.94,
+            0.01,
+            "against the float model 4.00 points better (95 % CI +1.0 to +9.0, 7 rows gained, 3 lost, McNemar",
+        ),
+        (0.88, 0.04, "against the float model 2.00 points WORSE (95 % CI -5.0 to +3.0, 7 rows gained, 3 lost, McNemar"),
     ],
 )
 def test_an_accuracy_is_told_with_its_paired_test(value, p_value, said):
@@ -209,3 +215,55 @@ def test_a_single_bin_and_an_empty_model_make_a_page():
     Page(html_report(summary(), details(layers=(odd,))))
     empty = Page(html_report(summary(), details(layers=(), tensors={}, passes=())))
     assert not {"map", "layers", "worst", "rewrites"} & set(empty.ids)
+
+
+def outliers():
+    loud = tuple(Outlier(index, 8.0 * (9 - index), 4.5 * (9 - index), 7.0) for index in range(8))
+    return {"x": TensorOutliers(loud, (), 32), NASTY: TensorOutliers((), (Outlier(11, 90.0, 12.3, 9.0),), 4)}
+
+
+def test_outliers_are_named_with_the_layers_that_read_them():
+    page = Page(html_report(summary(), details(outliers=outliers(), outlier_rows=64)))
+    table = next(table for table in page.tables if table[0][0] == "Tensor")
+    assert table[1][:2] == ["x", f"conv, {NASTY}"]
+    assert table[1][2].startswith("8 of 320: 40.5x the median, up to 72")
+    assert table[1][2].endswith("5: 18x the median, up to 32and 2 more")
+    assert table[1][3] == "-"
+    assert table[2] == [NASTY, "-", "-", "11: 12.3x the median, up to 90"]
+    assert "Looked for in 64 calibration rows" in page.text
+    quiet = Page(html_report(summary(), details(outlier_rows=64)))
+    assert "No channel and no sample stands out in 64 calibration rows." in quiet.text
+    assert "Outliers" not in Page(html_report(summary(), details())).text
+
+
+def test_stages_of_tuning_are_judged_at_the_outputs():
+    steps = (TuningStep("weights", 0.5, 0.125, True), TuningStep("biases", 0.125, 0.25, False))
+    page = Page(html_report(summary(steps=steps, blocks=()), details()))
+    table = next(table for table in page.tables if table[0][0] == "Stage")
+    assert table[1:] == [
+        ["weights", "5.00e-01", "1.25e-01", "-75.0 %", "kept"],
+        ["biases", "1.25e-01", "2.50e-01", "+100.0 %", "dropped"],
+    ]
+    assert "Block by block" not in page.text
+    assert "Tuning" not in Page(html_report(summary(blocks=()), details())).text
+
+
+def test_what_was_taken_may_lie_beside_the_front():
+    front = ((300.0, 0.001), (100.0, 0.1))
+    text = html_report(summary(), details(front=front, chosen=(200.0, 0.05)))
+    corners = re.search(r'<polyline[^>]* points="([^"]+)"', text).group(1).split()
+    assert len(corners) == 2
+    page = Page(text)
+    table = next(table for table in page.tables if table[0][0] == "Size")
+    assert [row[2] for row in table[1:]] == ["", "yes", ""]
+    assert "The ring is the one that was taken." in page.text
+    assert len(page.named("circle", "chosen")) == 1
+    on = Page(html_report(summary(), details(front=front, chosen=front[1])))
+    assert [row[2] for row in next(t for t in on.tables if t[0][0] == "Size")[1:]] == ["yes", ""]
+
+
+def test_the_page_carries_the_document_without_an_end_tag_in_it():
+    text = html_report(summary(source=NASTY), details())
+    inside = re.search(r'<script type="application/json" id="document">(.*?)</script>', text, re.DOTALL).group(1)
+    assert "<" not in inside
+    assert json.loads(inside)["source"] == NASTY

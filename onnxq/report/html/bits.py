@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.charts import Point
 from onnxq.report.html.markup import Html, section, table, tag
 from onnxq.types.details import Details
@@ -17,13 +18,16 @@ def front_section(details: Details) -> Html:
     """Size against error of the allocations that no other one beats."""
     if not details.front:
         return Html()
-    ordered = sorted(details.front)
-    least = min((error for _, error in ordered if error > 0), default=1e-12)
+    on_front = sorted(details.front)
+    others = [] if details.chosen is None or details.chosen in on_front else [details.chosen]
+    least = min((error for _, error in on_front if error > 0), default=1e-12)
     points = [
         Point(size, max(error, least), f"{words.size(size)}: {error:.3g}", chosen=(size, error) == details.chosen)
-        for size, error in ordered
+        for size, error in (*on_front, *others)
     ]
-    picture = charts.scatter(points, "Predicted error over size", ("size", "predicted error"), line=True, log=True)
+    axes = ("size", "predicted error")
+    picture = charts.scatter(points, "Predicted error over size", axes, joined=len(on_front), log=True)
+    ordered = sorted([*on_front, *others])
     rows = [
         (words.size(size), f"{error:.3g}", "yes" if (size, error) == details.chosen else "") for size, error in ordered
     ]
@@ -33,7 +37,10 @@ def front_section(details: Details) -> Html:
         table(("Size", "Predicted error", "Chosen"), rows, "Allocations, the smallest first"),
     )
     ring = " The ring is the one that was taken." if any(point.chosen for point in points) else ""
-    said = f"Each point gives some layers fewer bits; no other allocation is both smaller and nearer.{ring}"
+    said = (
+        f"Each point gives some layers fewer bits; of those joined, no other is both smaller and nearer.{ring} "
+        "Errors are predicted: the sum of what single layers add."
+    )
     return section("front", "Size against error", tag("p", said), picture, listed)
 
 

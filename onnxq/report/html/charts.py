@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxq.report.html import words
+from onnxq.report import words
 from onnxq.report.html.markup import Html, tag
 from onnxq.types import Interval
 from onnxq.types.details import Bars
@@ -137,7 +137,12 @@ class Point:
 
 
 def scatter(
-    points: Sequence[Point], title: str, axes: tuple[str, str], *, line: bool = False, log: bool = False
+    points: Sequence[Point],
+    title: str,
+    axes: tuple[str, str],
+    *,
+    joined: int = 0,
+    log: bool = False,
 ) -> Html:
     """Points over two axes; the x axis shows bytes.
 
@@ -145,7 +150,7 @@ def scatter(
         points: At least one.
         title: What the picture shows.
         axes: Names of the horizontal and the vertical axis.
-        line: Join the points.
+        joined: How many of the points, from the first one, a line joins.
         log: Logarithmic vertical axis.
     """
     width, height, left, base = 640.0, 300.0, 74.0, 252.0
@@ -153,7 +158,7 @@ def scatter(
     x_ends, y_ends = _ends([point.x for point in points]), _ends(heights)
     across = [left + (width - left - 24) * (point.x - x_ends[0]) / (x_ends[1] - x_ends[0]) for point in points]
     up = [base - (base - 20) * (value - y_ends[0]) / (y_ends[1] - y_ends[0]) for value in heights]
-    corners = " ".join(f"{_r(x)},{_r(y)}" for x, y in zip(across, up, strict=True))
+    corners = " ".join(f"{_r(x)},{_r(y)}" for x, y in zip(across[:joined], up[:joined], strict=True))
     dots = [
         tag(
             f"circle.{'chosen' if point.chosen else 'dot'}",
@@ -178,7 +183,7 @@ def scatter(
         "svg.scatter",
         tag("line.axis", x1=left, x2=width - 24, y1=base, y2=base),
         tag("line.axis", x1=left, x2=left, y1=20, y2=base),
-        tag("polyline.front", points=corners) if line else None,
+        tag("polyline.front", points=corners) if joined else None,
         dots,
         texts,
         viewBox=f"0 0 {width:g} {height:g}",

@@ -1,25 +1,18 @@
-"""Two or more runs side by side, from their JSON documents.
-
-A difference is only called one where the 95 % intervals of both runs do not overlap: that is stricter than a paired
-test, for which the documents do not hold the rows.
-"""
+"""The page that shows two or more runs side by side, from their JSON documents."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
-from onnxq.errors import UsageError
-from onnxq.report.document import SCHEMA
-from onnxq.report.html import charts, words
+from onnxq.report import comparing, words
+from onnxq.report.comparing import NONE, Document
+from onnxq.report.html import charts
 from onnxq.report.html.charts import Point
 from onnxq.report.html.markup import Content, Html, join, page, section, table, tag
 from onnxq.types import Interval
 from onnxq.version import __version__
-
-Document = Mapping[str, Any]
-NONE = "\N{EN DASH}"
 
 
 def html_compare(reports: Sequence[Document]) -> str:
@@ -32,12 +25,8 @@ def html_compare(reports: Sequence[Document]) -> str:
     Raises:
         UsageError: There are fewer than two, or one is no such document of this version.
     """
-    if len(reports) < 2:
-        raise UsageError("a comparison takes two reports or more.")
-    for index, report in enumerate(reports):
-        if report.get("kind") != "quantize" or report.get("schema") != SCHEMA:
-            raise UsageError(f"report {index + 1} is no document of `onnxq quantize --json`, schema {SCHEMA}.")
-    names = _names(reports)
+    comparing.require_runs(reports)
+    names = comparing.names(reports)
     parts = [
         ("figures", "Figures", _figures_section(names, reports)),
         ("picture", "Size against error", _picture_section(names, reports)),
@@ -54,22 +43,8 @@ def html_compare(reports: Sequence[Document]) -> str:
     return page(f"{len(reports)} runs - onnxq", head, parts, f"Made by onnxq {__version__}.")
 
 
-def _names(reports: Sequence[Document]) -> list[str]:
-    """The files written, or the presets of dry runs; numbered where they are the same."""
-    found: list[str] = []
-    for index, report in enumerate(reports):
-        written = report.get("output")
-        name = PurePath(written).name if written else f"{report['recipe'].get('preset', 'run')} (dry run)"
-        found.append(f"{index + 1}: {name}")
-    return found
-
-
-def _models(reports: Sequence[Document]) -> list[str]:
-    return sorted({PurePath(report["source"]).name for report in reports})
-
-
 def _sources(reports: Sequence[Document]) -> str:
-    sources = _models(reports)
+    sources = comparing.models(reports)
     if len(sources) > 1:
         return f"Of different models ({', '.join(sources)}), so no run is called better than another."
     return f"Of {sources[0]}. The first run is what the others are compared with."
@@ -77,23 +52,22 @@ def _sources(reports: Sequence[Document]) -> str:
 
 def _figures_section(names: Sequence[str], reports: Sequence[Document]) -> Html:
     verdicts = [report.get("verdict") for report in reports]
-    alike = len(_models(reports)) == 1
+    alike = len(comparing.models(reports)) == 1
     rows: list[tuple[Content, ...]] = [
         ("Size", *_each(verdicts, _size)),
         ("SQNR", *_each(verdicts, _sqnr)),
-        ("Top-1", *_intervals([_accuracy(report) for report in reports], rising=True, alike=alike)),
-        ("Agreement", *_intervals([_interval(v and v.get("agreement")) for v in verdicts], rising=True, alike=alike)),
+        ("Top-1", *_intervals(reports, comparing.accuracy, comparing.against_accuracy if alike else None)),
+        ("Agreement", *_intervals(reports, comparing.agreement, comparing.against_agreement if alike else None)),
         ("Integer coverage", *_each(verdicts, lambda verdict: words.percent(verdict["integer_coverage"]))),
-        (
-            "Latency, share of float",
-            *_intervals([_interval(v and v.get("latency_ratio")) for v in verdicts], rising=False, alike=alike),
-        ),
+        ("Latency, of float", *_intervals(reports, comparing.latency, comparing.against_latency if alike else None)),
         ("Time of the run", *(f"{report.get('seconds') or 0.0:.1f} s" for report in reports)),
     ]
     shown = [row for row in rows if any(cell != NONE for cell in row[1:])]
     said = (
-        "Each interval is of 95 %. A run is called better or worse than the first only where the two intervals do not "
-        "overlap; SQNR has no interval, so it is only shown."
+        "Each interval is of 95 %. Runs that judged the same rows are compared row by row with McNemar's exact test; "
+        "for latencies, and where the rows differ, a run is called better or worse than the first only where the two "
+        "intervals do not overlap. What is inside the noise is neither a gain nor a loss. SQNR has no interval, so it "
+        "is only shown."
     )
     return section("figures", "Figures", tag("p", said), table(("", *names), shown, "Figures of all runs"))
 
@@ -114,48 +88,28 @@ def _sqnr(verdict: Document) -> Html:
     return join([charts.bar(float("inf") if sqnr is None else sqnr) for _, sqnr in found])
 
 
-def _interval(found: Document | None) -> Interval | None:
-    if found is None or None in (found["value"], found["low"], found["high"]):
-        return None
-    return Interval(found["value"], found["low"], found["high"])
-
-
-def _accuracy(report: Document) -> Interval | None:
-    evaluation = report.get("evaluation")
-    return _interval(evaluation["accuracy"]) if evaluation is not None else None
-
-
-def _intervals(found: Sequence[Interval | None], *, rising: bool, alike: bool) -> Iterator[Content]:
+def _intervals(
+    reports: Sequence[Document],
+    read: Callable[[Document], Interval | None],
+    against: Callable[[Document, Document], str | None] | None,
+) -> Iterator[Content]:
     """Cells of one figure.
 
     Args:
-        found: Of all runs.
-        rising: More is better.
-        alike: The runs are of one model and may be compared.
+        reports: All runs.
+        read: Takes the figure from one.
+        against: What may be said of a run against the first; None where nothing may.
     """
+    found = [read(report) for report in reports]
     known = [interval for interval in found if interval is not None]
     low, high = min((i.low for i in known), default=0.0), max((i.high for i in known), default=1.0)
-    first = found[0] if alike else None
     for index, interval in enumerate(found):
         if interval is None:
             yield NONE
             continue
-        figure = f"{words.percent(interval.value)} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-        against = tag("span.sub", judged(first, interval, rising=rising)) if index and first is not None else None
-        yield join((figure, charts.whisker(interval, low, high, figure), against))
-
-
-def judged(first: Interval, other: Interval, *, rising: bool) -> str:
-    """What may be said of `other` against `first`.
-
-    Args:
-        first: The reference's figure.
-        other: The same of another run.
-        rising: More is better.
-    """
-    if other.low <= first.high and first.low <= other.high:
-        return "no difference beyond the noise"
-    return "better than run 1" if (other.value > first.value) == rising else "worse than run 1"
+        said = against(reports[0], reports[index]) if against is not None and index else None
+        figure = words.ranged(interval)
+        yield join((figure, charts.whisker(interval, low, high, figure), tag("span.sub", said) if said else None))
 
 
 def _picture_section(names: Sequence[str], reports: Sequence[Document]) -> Html:
@@ -186,7 +140,9 @@ def _setting(value: object) -> str:
     """A field of a recipe; older documents may not have it, which is as if nothing was asked for."""
     if value is None or value in ("", []):
         return NONE
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(part if isinstance(part, str) else json.dumps(part) for part in value)
+    return str(value)
 
 
 def _bits_section(names: Sequence[str], reports: Sequence[Document]) -> Html:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
+from onnxq.report.html.flow import flow_map
 from onnxq.report.html.markup import Html, section, tag
 from onnxq.types import Coverage
 from onnxq.types.details import Details, LayerDetail, TensorDetail, WeightDetail
@@ -42,7 +44,8 @@ def map_section(details: Details) -> Html:
         f"{words.times(details.rows, 'held-out row', 'held-out rows')}, in the order in which they run. "
         "What earlier layers lost is part of it. A stage is a chain of blocks of one resolution."
     )
-    return section("map", "Map", tag("p", words_about), tag("ol.map", stages), tag("ul.legend", legend))
+    boxes = (tag("ol.map", stages), tag("ul.legend", legend))
+    return section("map", "Map", tag("p", words_about), boxes, flow_map(details))
 
 
 def _cell(index: int, layer: LayerDetail) -> Html:

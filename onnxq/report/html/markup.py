@@ -93,7 +93,9 @@ def section(anchor: str, heading: str, *content: Content) -> Html:
     )
 
 
-def page(title: str, header: Html, parts: Sequence[tuple[str, str, Html]], footer: str) -> str:
+def page(
+    title: str, header: Html, parts: Sequence[tuple[str, str, Html]], footer: str, document: str | None = None
+) -> str:
     """A whole document.
 
     Args:
@@ -101,6 +103,7 @@ def page(title: str, header: Html, parts: Sequence[tuple[str, str, Html]], foote
         header: In front of everything.
         parts: (anchor, word in the navigation, section); empty sections are left out.
         footer: Behind everything.
+        document: JSON that the page carries for programs.
     """
     style, script = (_resource(name) for name in ("style.css", "table.js"))
     policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}"
@@ -122,9 +125,17 @@ def page(title: str, header: Html, parts: Sequence[tuple[str, str, Html]], foote
         tag("nav", (tag("a", word, href=f"#{anchor}") for anchor, word, _ in shown), aria_label="Parts of the report"),
         tag("main", (content for _, _, content in shown), id="main"),
         tag("footer", footer),
+        _data(document),
         tag("script", Html(script)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _data(document: str | None) -> Html | None:
+    """JSON in a page; no string in it can end the element."""
+    if document is None:
+        return None
+    return tag("script", Html(document.replace("<", "\\u003c")), type="application/json", id="document")
 
 
 def _resource(name: str) -> str:

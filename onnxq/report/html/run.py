@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from onnxq.report.html import words
+from onnxq.report import words
+from onnxq.report.document import quantize_document, to_json
 from onnxq.report.html.bits import front_section, sensitivity_section
 from onnxq.report.html.layers import bits, layers_section, map_section, worst
 from onnxq.report.html.markup import Html, page, section, tag
+from onnxq.report.html.outliers import outliers_section
 from onnxq.report.html.tuning import float_section, rewrites_section, tuning_section
 from onnxq.report.html.verdict import headline, verdict_section
 from onnxq.types import Summary
@@ -25,7 +27,8 @@ def html_report(summary: Summary, details: Details, *, command: str = "") -> str
         command: What to type to get the same file again; left out where it is empty.
 
     Returns:
-        The document. Names of nodes, tensors and files are escaped; nothing is loaded from anywhere.
+        The document. Names of nodes, tensors and files are escaped; nothing is loaded from anywhere. It holds what
+        `quantize_document` gives, too, so that reports can be compared.
     """
     coverage = summary.verdict.coverage if summary.verdict is not None else None
     parts = [
@@ -33,14 +36,16 @@ def html_report(summary: Summary, details: Details, *, command: str = "") -> str
         ("map", "Map", map_section(details)),
         ("worst", "Largest errors", _worst_section(details)),
         ("layers", "Layers", layers_section(details, coverage)),
+        ("outliers", "Outliers", outliers_section(details)),
         ("float", "Float", float_section(summary)),
-        ("tuning", "Tuning", tuning_section(summary.blocks)),
+        ("tuning", "Tuning", tuning_section(summary)),
         ("sensitivity", "Sensitivity", sensitivity_section(details)),
         ("front", "Size against error", front_section(details)),
         ("rewrites", "Rewrites", rewrites_section(details.passes)),
         ("again", "Reproduce", _again_section(summary, details, command)),
     ]
-    return page(f"{_file(summary)} - onnxq", headline(summary), parts, f"Made by onnxq {__version__}.")
+    document = to_json(quantize_document(summary))
+    return page(f"{_file(summary)} - onnxq", headline(summary), parts, f"Made by onnxq {__version__}.", document)
 
 
 def _file(summary: Summary) -> str:
@@ -93,7 +98,7 @@ def _again_section(summary: Summary, details: Details, command: str) -> Html:
         _listed(data),
         tag("h3", "Versions"),
         _listed({"file": summary.output or "not written", **details.versions}),
-        tag("p", f"The run took {summary.seconds:.1f} s."),
+        tag("p", f"The run took {summary.seconds:.1f} s.") if summary.seconds else None,
     )
 
 

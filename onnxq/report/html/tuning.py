@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Html, join, section, table, tag
 from onnxq.report.terminal import UNREMARKABLE
-from onnxq.types import Applied, BlockResult, Summary
+from onnxq.types import Applied, BlockResult, Summary, TuningStep
 
 
 def float_section(run: Summary) -> Html:
@@ -58,8 +59,28 @@ def _names(names: list[str]) -> Html:
     return tag("details", tag("summary", f"{names[0]} and {len(names) - 1} more"), listed)
 
 
-def tuning_section(steps: Sequence[BlockResult]) -> Html:
-    """Error of every block before and after each tuning step."""
+def tuning_section(run: Summary) -> Html:
+    """Errors before and after: of the outputs by stage of tuning, and of every block that learned."""
+    return section("tuning", "Tuning", _stages(run.steps), _blocks(run.blocks)) if run.steps or run.blocks else Html()
+
+
+def _stages(steps: Sequence[TuningStep]) -> Html:
+    if not steps:
+        return Html()
+    said = (
+        "Every stage is judged by the model's outputs, on rows that nothing was learned from: noise over signal before "
+        "and after. What does not lower it is dropped."
+    )
+    most = max(max(step.before, step.after) for step in steps)
+    rows = (
+        (step.name, _error(step.before, most), _error(step.after, most), _change(step.before, step.after), _kept(step))
+        for step in steps
+    )
+    headings = ("Stage", "Error before", "Error after", "Change", "Result")
+    return join((tag("p", said), table(headings, rows, "Stages of tuning in order")))
+
+
+def _blocks(steps: Sequence[BlockResult]) -> Html:
     if not steps:
         return Html()
     kept = sum(step.kept for step in steps)
@@ -76,13 +97,17 @@ def tuning_section(steps: Sequence[BlockResult]) -> Html:
             step.method,
             _error(step.before, most),
             _error(step.after, most),
-            _change(step),
-            tag(f"span.chip.{'int' if step.kept else 'float'}", "kept" if step.kept else "dropped"),
+            _change(step.before, step.after),
+            _kept(step),
             f"{step.seconds:.1f} s",
         )
         for step in steps
     )
-    return section("tuning", "Tuning", tag("p", said), table(headings, rows, "Tuning steps in order"))
+    return join((tag("h3", "Block by block"), tag("p", said), table(headings, rows, "Tuning steps in order")))
+
+
+def _kept(step: BlockResult | TuningStep) -> Html:
+    return tag(f"span.chip.{'int' if step.kept else 'float'}", "kept" if step.kept else "dropped")
 
 
 def _error(error: float, most: float) -> Html:
@@ -90,10 +115,10 @@ def _error(error: float, most: float) -> Html:
     return tag("span.measure", picture, tag("span.figure", f"{error:.2e}"))
 
 
-def _change(step: BlockResult) -> str:
-    if not step.before:
+def _change(before: float, after: float) -> str:
+    if not before:
         return "\N{EN DASH}"
-    return f"{100 * (step.after / step.before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def rewrites_section(passes: Sequence[Applied]) -> Html:

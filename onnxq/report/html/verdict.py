@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from onnxq.report.html import charts, words
+from onnxq.report import words
+from onnxq.report.html import charts
 from onnxq.report.html.markup import Content, Html, section, tag
 from onnxq.types import Evaluation, Latency, Placed, Summary, Verdict
-
-SIGNIFICANT = 0.05
-"""McNemar's p below which a difference counts as one."""
 
 
 def headline(run: Summary) -> Html:
@@ -46,15 +44,9 @@ def _shrink(verdict: Verdict) -> str:
 
 def _difference(found: Evaluation) -> str:
     """What may be said about the two accuracies."""
-    if found.reference_accuracy is None or found.p_value is None:
+    if found.paired is None:
         return "without a float result to compare with"
-    change = 100 * ((found.accuracy.value if found.accuracy else 0.0) - found.reference_accuracy.value)
-    if found.p_value >= SIGNIFICANT:
-        return f"no significant difference to the float model ({change:+.2f} points, McNemar p = {found.p_value:.2g})"
-    return (
-        f"{abs(change):.2f} points {'above' if change > 0 else 'below'} the float model, a real difference "
-        f"(McNemar p = {found.p_value:.2g})"
-    )
+    return f"against the float model {found.paired.words}"
 
 
 def verdict_section(run: Summary) -> Html:

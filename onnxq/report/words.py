@@ -26,6 +26,11 @@ def between(interval: Interval) -> str:
     return f"95 % CI {100 * interval.low:.1f} to {100 * interval.high:.1f} %"
 
 
+def ranged(interval: Interval) -> str:
+    """A share with its 95 % interval."""
+    return f"{percent(interval.value)} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
 def decibels(value: float | None) -> str:
     """An SQNR; "exact" where there is no noise at all."""
     if value is None:
