@@ -91,6 +91,8 @@ def prepare(
         log: Told what was left out.
         rewrites: The passes that follow simplification.
     """
+    if graph.note(model):
+        log.warn(graph.note(model))
     log.stage("Simplifying")
     stop = Event()
     with ThreadPoolExecutor(1) as pool:
