@@ -28,6 +28,8 @@ from onnxq.grid import Grid, quantize
 from onnxq.types import Border, LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 
 RUNTIME = "com.microsoft"
+LARGEST_PRODUCT = 1e38
+"""Of a step of weights and that of their input: the scale of the bias, a float32."""
 
 
 def emit(
@@ -117,6 +119,8 @@ def _input_grid(plan: QuantPlan, layer: Layer) -> TensorGrid:
     data = graph.name_of(layer.data)
     if data not in plan.tensors:
         raise UnsupportedError(f"the plan quantizes {layer.node.name!r}, but not its input {data!r}.")
+    if max(plan.weights[str(layer.node.name)].scales) * plan.tensors[data].scale > LARGEST_PRODUCT:
+        raise UnsupportedError(f"the weights and inputs of {layer.node.name!r} are so large that products overflow.")
     return plan.tensors[data]
 
 

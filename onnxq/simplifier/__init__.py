@@ -46,9 +46,7 @@ def simplify(
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             source, destination = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
             graph.save(_with_output_shapes(model), source)
-            failure = graph.run_confined(
-                CHILD, source, destination, timeout_s=timeout_s, memory_bytes=limit, stop=stop
-            )
+            failure = graph.run_confined(CHILD, source, destination, timeout_s=timeout_s, memory_bytes=limit, stop=stop)
             if failure is not None:
                 return model, f"simplification {failure}; continuing without it"
             simplified = graph.load(destination)

@@ -180,7 +180,12 @@ def test_operators_that_change_need_the_converter(inside, tmp_path, converter):
 
 ALIKE_SINCE = {
     **dict.fromkeys(("Add", "Conv", "MatMul", "Relu", "Reshape", "Concat", "Sigmoid", "ReduceMean", "If", "Loop"), 9),
-    **{"Slice": 10, "Pad": 11, "Clip": 11, "TopK": 11, "Dropout": 12, "MaxPool": 10},
+    "Slice": 10,
+    "Pad": 11,
+    "Clip": 11,
+    "TopK": 11,
+    "Dropout": 12,
+    "MaxPool": 10,
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "Split", "ReduceSum", "Resize"), 13),
     **dict.fromkeys(("Upsample", "Scatter", "Unknown"), 99),
 }
