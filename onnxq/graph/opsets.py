@@ -51,7 +51,7 @@ def converted(proto: onnx.ModelProto, source: Path, version: int) -> tuple[onnx.
         )
     try:
         return _converted(proto, source), ""
-    except (OSError, ValueError, DecodeError, _Failure) as error:
+    except (OSError, ValueError, DecodeError, _ConversionError) as error:
         reason = f"conversion from opset {now} to {version} {one_line(error)}"
     if proto.functions:
         raise UnsupportedError(f"{source.name}: {reason}; export it again with opset {version} or newer.")
@@ -66,7 +66,7 @@ def converted(proto: onnx.ModelProto, source: Path, version: int) -> tuple[onnx.
     return declared, f"{reason}; continuing without it: its operators mean the same there"
 
 
-class _Failure(Exception):
+class _ConversionError(Exception):
     """Why the converter left no model, as a predicate."""
 
 
@@ -81,7 +81,7 @@ def _converted(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         memory = CONVERT_BYTES + 8 * len(content)
         failure = run_confined(CONVERTER, given, made, timeout_s=CONVERT_SECONDS, memory_bytes=memory)
         if failure is not None:
-            raise _Failure(failure)
+            raise _ConversionError(failure)
         return onnx.load(made)
 
 
