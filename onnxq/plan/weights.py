@@ -112,7 +112,8 @@ def room_for_bias(steps: Floats, bias: Floats | None, input_scale: float) -> Flo
     needed = np.full(steps.shape, SMALLEST_PRODUCT / input_scale)
     if bias is not None:
         needed = np.maximum(needed, np.abs(bias).astype(np.float64) / (input_scale * 2.0**30))
-    return np.maximum(steps, np.minimum(needed, LARGEST_STEP).astype(np.float32))
+    roomy: Floats = np.maximum(steps, np.minimum(needed, LARGEST_STEP).astype(np.float32))
+    return roomy
 
 
 def _rows(weight: Floats, axis: int | None) -> Floats:
