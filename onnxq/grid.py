@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-SMALLEST_SCALE = 1e-8
+SMALLEST_SCALE = float(np.float32(1e-36))
+"""Values that are smaller than this count as zero: far above the denormal numbers, which kernels may flush."""
+EMPTY_SCALE = float(np.float32(1e-8))
 """A grid of an all-zero tensor still needs a positive scale."""
 
 
@@ -69,6 +71,8 @@ class Grid:
             (scale, zero_point) with scale > 0 in float32 precision.
         """
         low, high = min(low, 0.0), max(high, 0.0)
+        if high - low < SMALLEST_SCALE:
+            return EMPTY_SCALE, 0 if self.symmetric else self.qmin
         if self.symmetric:
             bound = max(-low, high)
             return max(float(np.float32(bound / self.qmax)), SMALLEST_SCALE), 0

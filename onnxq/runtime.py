@@ -6,8 +6,8 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,11 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+RUN_SECONDS = 1800.0
+"""A run that takes longer is given up: a loop in the model may never end."""
+_PATIENCE_S = 2.0
+"""How long a run that was given up may take to end; between two operators it does at once."""
+_RUNNER = "onnxq-run"
 ort.disable_telemetry_events()
 _NUMPY = {
     "tensor(float)": "float32",
@@ -116,14 +121,15 @@ class Session:
         return path
 
     def run(
-        self, feeds: Feeds, outputs: Sequence[str] | None = None, *, limit_s: float | None = None
+        self, feeds: Feeds, outputs: Sequence[str] | None = None, *, limit_s: float | None = RUN_SECONDS
     ) -> dict[str, Array]:
         """Run once; returns the outputs asked for (all by default) by name.
 
         Args:
             feeds: Arrays by input.
             outputs: Their names.
-            limit_s: Give up after so many seconds. A run with a limit can be interrupted by a signal, too.
+            limit_s: Give up after so many seconds. A run with a limit is interrupted by a signal, too; one without
+                (None) has no thread of its own, for measuring.
 
         Raises:
             DataError: The feeds do not fit the model.
@@ -145,18 +151,37 @@ class Session:
         """Run in another thread, so that this one stays free for signals and the clock."""
         options = ort.RunOptions()
         options.log_severity_level = 4
-        with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(self._session.run, names, feeds, options)
+        found: list[Any] = []
+        failed: list[BaseException] = []
+
+        def work() -> None:
             try:
-                return job.result(limit_s)
-            except TimeoutError:
-                raise UnsupportedError(f"the model does not finish a run within {limit_s:g} s.") from None
-            finally:
+                found.append(self._session.run(names, feeds, options))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=work, name=_RUNNER, daemon=True)
+        thread.start()
+        try:
+            thread.join(limit_s)
+        finally:
+            if thread.is_alive():
                 options.terminate = True
+                thread.join(_PATIENCE_S)
+        if failed and not options.terminate:
+            raise failed[0]
+        if not found:
+            raise UnsupportedError(f"the model does not finish a run within {limit_s:g} s.")
+        return found[0]
 
     def end_profiling(self) -> Path:
         """Stop the profile that `SessionConfig.profile` started; returns its JSON file."""
         return Path(self._session.end_profiling())
+
+
+def is_running() -> bool:
+    """Whether a run that was given up is still inside an operator: the process can then only be left at once."""
+    return any(thread.name == _RUNNER for thread in threading.enumerate())
 
 
 def _options(config: SessionConfig, save_optimized: Path | None) -> Any:

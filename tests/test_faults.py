@@ -83,38 +83,64 @@ def endings(folder, *plans):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def is_whole(found, folder):
+def assert_whole(found, folder):
     path = folder / "check.onnx"
     path.write_bytes(bytes.fromhex(found["out"]))
     onnx.checker.check_model(str(path), full_check=True)
     path.unlink()
-    return found["code"] == 0
 
 
 def test_a_signal_leaves_the_old_file(tmp_path):
     moments = (0.1, 0.8)
     plans = [(kind, moment) for kind in ("SIGINT", "SIGTERM", "SIGKILL") for moment in moments]
     for found in endings(tmp_path, *plans):
-        if found["out"] != OLD.hex():
-            assert is_whole(found, tmp_path)
-            continue
-        assert found["code"] == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[found["kind"]]
+        new = found["out"] != OLD.hex()
+        stopped = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[found["kind"]]
+        if new:
+            assert_whole(found, tmp_path)
+        assert found["code"] in ((0, stopped) if new else (stopped,))
         assert found["files"] == ["data.npz", "model.onnx", "out.onnx", "stderr", "stdout", "tmp"]
         if found["kind"] != "SIGKILL":
             assert found["seconds"] < 5
             assert found["scratch"] == []
             said = [line for line in found["stderr"].splitlines() if line and not line.startswith("warning: ")]
-            assert len(said) == 1
-            assert said[0].endswith("nothing was written")
+            wanted = {"SIGINT": "interrupted", "SIGTERM": "terminated"}[found["kind"]]
+            ending = "out.onnx had been written" if new else "nothing was written"
+            assert said == ([f"onnxq: error: {wanted}; {ending}"] if found["code"] else [])
         for scratch in (tmp_path / "tmp").iterdir():
             scratch.rename(tmp_path / "tmp" / f"seen-{scratch.name}-{found['kind']}-{found['amount']}")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interruption_says_whether_the_file_is_there(late, tmp_path, monkeypatch, capsys):
+    """The signal comes right before or right after the file takes its place."""
+    made = proto("g (float[n,5] x, float[5,4] w) => (float[n,4] y) { y = MatMul(x, w) }", w=weights(5, 4))
+    onnx.save(made, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=weights(10, 5, seed=1))
+    (tmp_path / "out.onnx").write_bytes(OLD)
+    replace = Path.replace
+
+    def struck(self, target):
+        if late or target.name != "out.onnx":
+            replace(self, target)
+        if target.name == "out.onnx":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", struck)
+    given = ["quantize", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz")]
+    assert run([*given, "-o", str(tmp_path / "out.onnx"), "-q", "--no-timing"]) == 130
+    ending = "out.onnx had been written" if late else "nothing was written"
+    assert capsys.readouterr().err.splitlines()[-1] == f"onnxq: error: interrupted; {ending}"
+    assert ((tmp_path / "out.onnx").read_bytes() != OLD) == late
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "model.onnx", "out.onnx"]
 
 
 def test_a_full_disk_and_too_little_memory_are_one_line(tmp_path):
     plans = [("disk", 1000), ("disk", 3000), ("memory", 1_000_000), ("memory", 8_000_000)]
     for found in endings(tmp_path, *plans):
         if found["out"] != OLD.hex():
-            assert is_whole(found, tmp_path)
+            assert_whole(found, tmp_path)
+            assert found["code"] == 0
             continue
         if found["kind"] == "memory" and found["code"] < 0:
             continue  # a native library that cannot allocate may end the process; the old file is still there

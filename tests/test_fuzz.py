@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from onnxq import graph
+from onnxq.bench import gap_in_steps
 from onnxq.errors import OnnxqError
 from onnxq.pipeline import quantize
 from onnxq.pipeline.run import Checks
@@ -27,6 +28,7 @@ MORE = int(os.environ.get("ONNXQ_FUZZ", "1"))
 CNN = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 ROWS = 12
 LEAST_DB, MOST_ERROR = 12.0, 0.1
+OPTIMIZED, PLAIN = SessionConfig(threads=1), SessionConfig(threads=1, optimize="off")
 RELAXED = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], print_blob=True
 )
@@ -295,10 +297,12 @@ def test_a_random_graph_is_quantized_closely_or_refused(made, seed, tmp_path, un
     assert not [text for text in log.warnings if "changed" in text]
     assert result.prepared.gap is not None
     assert result.prepared.gap < 1e-3
-    assert result.verdict.optimized_gap <= 2
-    wanted = Session(path, SessionConfig(threads=1)).run(feeds)
-    assert_close(wanted, Session(result.model, SessionConfig(threads=1)).run(feeds))
-    assert_close(wanted, Session(result.model, SessionConfig(threads=1, optimize="off")).run(feeds))
+    wanted, plain = (Session(path, config).run(feeds) for config in (OPTIMIZED, PLAIN))
+    # The runtime's own faults are not ours: it moves a Pad with zeros into a MaxPool, which pads with -infinity.
+    own = gap_in_steps(plain, wanted)
+    assert result.verdict.optimized_gap <= max(2, 2 * own)
+    assert_close(wanted, Session(result.model, OPTIMIZED).run(feeds))
+    assert_close(plain, Session(result.model, PLAIN).run(feeds))
 
 
 def structure(content):

@@ -4,7 +4,7 @@ from helpers import proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq.grid import SMALLEST_SCALE, Grid, dequantize, fake_quantize, quantize
+from onnxq.grid import EMPTY_SCALE, SMALLEST_SCALE, Grid, dequantize, fake_quantize, quantize
 from onnxq.runtime import Session, SessionConfig
 
 UNSIGNED = Grid(8, signed=False, symmetric=False)
@@ -140,7 +140,7 @@ def test_a_grid_of_a_range_is_the_smallest(grid, ends):
     low, high = min(*ends, 0.0), max(*ends, 0.0)
     scale, _ = grid.from_range(low, high)
     width = max(-low, high) / grid.qmax if grid.symmetric else (high - low) / (grid.qmax - grid.qmin)
-    assert scale == pytest.approx(max(width, SMALLEST_SCALE), rel=1e-5)
+    assert scale == pytest.approx(max(width, SMALLEST_SCALE) if high - low >= SMALLEST_SCALE else EMPTY_SCALE, rel=1e-5)
 
 
 @settings(max_examples=300, deadline=None)
@@ -160,8 +160,19 @@ def test_a_one_sided_range_has_its_zero_at_an_end(low, high, code):
 
 
 def test_a_constant_zero_tensor_still_gets_a_grid():
-    assert UNSIGNED.from_range(0.0, 0.0) == (SMALLEST_SCALE, 0)
-    assert Grid(8).from_range(0.0, 0.0) == (SMALLEST_SCALE, 0)
+    for high in (0.0, 1e-40, 5e-37):
+        assert UNSIGNED.from_range(0.0, high) == (EMPTY_SCALE, 0)
+        assert Grid(8).from_range(0.0, high) == (EMPTY_SCALE, 0)
+        assert Grid(8, signed=True, symmetric=False).from_range(0.0, high) == (EMPTY_SCALE, -128)
+
+
+@pytest.mark.parametrize("size", [1e-33, 1e-20, 1e-9, 1e20, 1e35])
+def test_a_range_of_any_magnitude_has_as_many_codes(size):
+    x = (np.linspace(-1, 2, 97) * size).astype(np.float32)
+    for grid in (UNSIGNED, Grid(8)):
+        scale, zero_point = grid.from_range(float(x.min()), float(x.max()))
+        assert np.abs(fake_quantize(x, scale, zero_point, grid) - x).max() <= 0.51 * scale
+        assert len(np.unique(quantize(x, scale, zero_point, grid))) > 90
 
 
 def test_restoring_narrow_codes_does_not_wrap_around():

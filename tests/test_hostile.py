@@ -117,6 +117,12 @@ def sparse(made):
     entry.dims.extend([4])
 
 
+def attribute_of_no_type(made):
+    value = onnx.numpy_helper.from_array(np.ones(1, np.float32))
+    value.data_type = 33
+    made.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["unused"], value=value))
+
+
 CHANGES = {
     "payload too short": (
         lambda made: setattr(first(made), "raw_data", b"1234"),
@@ -130,6 +136,7 @@ CHANGES = {
     "negative dims": (dims(-4, -3, 3, 3), 3, ["Negative"]),
     "dims that lie": (dims(1 << 40, 1, 1, 1), 3, ["holds 432"]),
     "no such type": (set_type(999), 3, ["999"]),
+    "no such type in an attribute": (attribute_of_no_type, 3, ["unknown element type 33"]),
     "text as raw data": (set_type(8), 3, ["STRING"]),
     "a cycle": (lambda made: made.graph.node[0].input.__setitem__(0, "c"), 3, ["sorted"]),
     "unsorted nodes": (reversed_nodes, 3, ["sorted"]),

@@ -6,6 +6,7 @@ from helpers import assert_same_outputs, model, ops, run, weights
 
 import onnxq.simplifier
 from onnxq import graph
+from onnxq.graph import confine, opsets
 from onnxq.simplifier import simplify
 
 
@@ -208,6 +209,7 @@ def test_a_full_disk_is_survived(monkeypatch):
 
 
 def test_the_child_imports_nothing_of_onnxq():
-    source = onnxq.simplifier.CHILD.read_text()
-    assert "from onnxq" not in source
-    assert "import onnxq\n" not in source
+    for path in (onnxq.simplifier.CHILD, confine.LAUNCHER, opsets.CONVERTER):
+        source = path.read_text()
+        assert "from onnxq" not in source
+        assert "import onnxq\n" not in source

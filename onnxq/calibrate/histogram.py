@@ -17,7 +17,7 @@ BINS = 8192
 """At 8 bits a step of the grid then spans 16 bins or more, unless the range is clipped far inside the extremes."""
 VALUES_PER_BATCH = 1 << 16
 """Larger batches are thinned for the histogram; extremes are always taken from every value."""
-TINY = 1e-30
+TINY = 1e-33
 """A tensor within +-TINY counts as zero: float32 cannot resolve bins of its range."""
 
 

@@ -205,6 +205,29 @@ def require_writable(output: Path, source: Path, *, force: bool = True) -> None:
 
     if not os.access(folder, os.W_OK):
         raise EnvironmentFault(f"{output} cannot be written: permission denied in {folder}.")
+    _outputs[output] = _identity(output)
+
+
+_outputs: dict[Path, tuple[int, int, int] | None] = {}
+"""What a command is about to write, as it was before."""
+
+
+def forget_outputs() -> None:
+    """Begin a command: nothing is to be written yet."""
+    _outputs.clear()
+
+
+def written_outputs() -> list[Path]:
+    """Outputs that are there now, whole, and were not when `require_writable` saw them."""
+    return [path for path, before in _outputs.items() if _identity(path) not in (before, None)]
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
 
 from onnxq.cli.benchmark import benchmark
-from onnxq.cli.common import printable
+from onnxq.cli.common import forget_outputs, printable, written_outputs
 from onnxq.cli.compare import compare
 from onnxq.cli.doctor import doctor
 from onnxq.cli.emit import emit
@@ -55,7 +56,14 @@ class _Terminated(BaseException):
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(args))
+    code = _run(args)
+    runtime = sys.modules.get("onnxq.runtime")
+    if runtime is not None and runtime.is_running():  # native code that nothing stops: no time for goodbyes
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:
@@ -63,6 +71,7 @@ def _terminate(_number: int, _frame: object) -> NoReturn:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    forget_outputs()
     try:
         group.main(args=args, prog_name="onnxq", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -71,10 +80,10 @@ def _run(args: Sequence[str] | None) -> int:
         _say(error.format_message())
         return 2
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; nothing was written")
+        _say(f"interrupted; {_what_was_written()}")
         return 130
     except _Terminated:
-        _say("terminated; nothing was written")
+        _say(f"terminated; {_what_was_written()}")
         return 143
     except OnnxqError as error:
         _say(str(error))
@@ -92,6 +101,11 @@ def _run(args: Sequence[str] | None) -> int:
         _say(f"internal error: {type(error).__name__}: {text}. Run with ONNXQ_DEBUG=1 and report the traceback.")
         return 1
     return 0
+
+
+def _what_was_written() -> str:
+    names = ", ".join(path.name for path in written_outputs())
+    return f"{names} had been written" if names else "nothing was written"
 
 
 def _say(text: str) -> None:

@@ -32,6 +32,9 @@ from onnxq.graph import Layer, Model, Node, Value
 from onnxq.types import LearnedLayer, QuantPlan, TensorGrid, WeightGrid
 from onnxq.types.target import TARGETS, Target
 
+LARGEST_PRODUCT = 1e38
+"""Of a step of weights and that of their input: the scale of the bias, a float32."""
+
 
 def emit(
     model: Model,
@@ -172,6 +175,8 @@ def _input_grid(plan: QuantPlan, layer: Layer) -> TensorGrid:
     data = graph.name_of(layer.data)
     if data not in plan.tensors:
         raise UnsupportedError(f"the plan quantizes {layer.node.name!r}, but not its input {data!r}.")
+    if max(plan.weights[str(layer.node.name)].scales) * plan.tensors[data].scale > LARGEST_PRODUCT:
+        raise UnsupportedError(f"the weights and inputs of {layer.node.name!r} are so large that products overflow.")
     return plan.tensors[data]
 
 

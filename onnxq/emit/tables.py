@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxq import graph
 from onnxq.graph import Model, Node
-from onnxq.grid import Grid, quantize
+from onnxq.grid import SMALLEST_SCALE, Grid, quantize
 
 GRID = Grid(8)
 
@@ -21,7 +21,7 @@ def store_table(model: Model, node: Node) -> None:
     """Rewrite a Gather of rows of a constant table in place."""
     table, ids = graph.constant(node.inputs[0]), node.inputs[1]
     assert table is not None
-    steps = np.maximum(np.abs(table).max(axis=1), 1e-8).astype(np.float32) / np.float32(GRID.qmax)
+    steps = np.maximum(np.abs(table).max(axis=1) / np.float32(GRID.qmax), SMALLEST_SCALE).astype(np.float32)
     codes = quantize(table, steps, np.int32(0), GRID, axis=0).astype(np.int8)
     name = str(node.name)
     stored = graph.add_constant(model, f"{name}.weight_q", codes)

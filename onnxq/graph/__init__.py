@@ -7,6 +7,7 @@ done to them goes through the functions here.
 from onnx_ir import Graph, Model, Node, Value
 
 from onnxq.graph.checks import require_readable
+from onnxq.graph.confine import run_confined
 from onnxq.graph.cut import sub_model
 from onnxq.graph.edit import (
     add_constant,
@@ -31,6 +32,7 @@ from onnxq.graph.files import (
     load,
     lowest_ir_version,
     nbytes,
+    note,
     parse,
     save,
     to_bytes,
@@ -97,6 +99,7 @@ __all__ = [
     "nbytes",
     "node_names",
     "nodes",
+    "note",
     "only_user",
     "opset",
     "parse",
@@ -106,6 +109,7 @@ __all__ = [
     "remove_unused",
     "replace_constant",
     "require_readable",
+    "run_confined",
     "save",
     "set_attribute",
     "set_initializer",

@@ -34,6 +34,8 @@ _FIELDS: dict[int, str] = {
     onnx.TensorProto.INT32: "int32_data",
 }
 """Where values that are no raw bytes lie, for types that are stored one by one."""
+_TYPES = {int(entry) for entry in ir.DataType}
+"""Element types that can be read."""
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 _WIRE_TYPES = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _FIRST_BYTES = {(field << 3 | wire) & 0x7F | (0x80 if field > 15 else 0) for field, wire in _WIRE_TYPES.items()}
@@ -112,6 +114,11 @@ def _check_parts(proto: onnx.ModelProto, source: Path) -> None:
     for part, owner in _parts(proto):
         if isinstance(part, bytes):
             raise ModelError(f"{source.name} is not a valid ONNX model: {part[:40]!r} is not UTF-8 text.")
+        if isinstance(part, onnx.TensorProto) and part.data_type not in _TYPES:
+            raise ModelError(
+                f"{source.name} is not a valid ONNX model: tensor {part.name!r} has the unknown element type "
+                f"{part.data_type}."
+            )
         if isinstance(part, onnx.TensorProto) and part.data_location != onnx.TensorProto.EXTERNAL:
             _check_payload(part, source)
         elif isinstance(part, onnx.TensorProto):

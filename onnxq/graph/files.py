@@ -16,15 +16,14 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from onnxq.errors import EnvironmentFault, ModelError, UnsupportedError
+from onnxq.errors import EnvironmentFault, ModelError
 from onnxq.graph.checks import check, one_line, require_message, require_readable
 from onnxq.graph.edit import tidy
 from onnxq.graph.look import opset
+from onnxq.graph.opsets import converted
 
 OPSET_FLOOR = 13
 """Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
-OLDEST_OPSET = 7
-"""Older operators (broadcasting by attribute) have no converter."""
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Above this many bytes of weights a protobuf file is not safe and the weights go into a second file."""
 IR_VERSIONS = {
@@ -44,6 +43,8 @@ IR_VERSIONS = {
     26: 13,
 }
 """Opset -> the IR version of the onnx release that introduced it."""
+NOTE = "onnxq.note"
+"""Where a model in memory keeps what `note` tells; it is not written to files."""
 
 
 def load(path: str | Path) -> ir.Model:
@@ -51,7 +52,7 @@ def load(path: str | Path) -> ir.Model:
 
     Functions are inlined, initializers are dropped from the graph's inputs, every node gets a unique name, and a model
     of an opset below 13 is converted to 13. External data is read into memory; above the size of a protobuf message it
-    stays on disk, memory-mapped.
+    stays on disk, memory-mapped. `note` tells what went wrong on the way.
 
     Raises:
         ModelError: The file is missing, not ONNX, or invalid.
@@ -64,10 +65,10 @@ def load(path: str | Path) -> ir.Model:
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{source.name} is not an ONNX file: {one_line(error)}") from error
     check(proto, source)
-    if _opset_of(proto) < OPSET_FLOOR:
-        proto = _raise_opset(proto, source)
+    proto, note = converted(proto, source, OPSET_FLOOR)
     try:
         model = ir.from_proto(proto)
+        model.meta[NOTE] = note
         ir.external_data.set_base_dir(model.graph, source.parent)
         tidy(model)
         if nbytes(model) <= SINGLE_FILE_LIMIT:
@@ -77,30 +78,15 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
+def note(model: ir.Model) -> str:
+    """What reading the file had to do without, as a sentence; "" where nothing."""
+    return str(model.meta.get(NOTE) or "")
+
+
 def parse(path: Path) -> ir.Model:
     """Read a file as it is, without checks or changes, weights included: for files this program made itself."""
     proto = onnx.load(path)
     return ir.from_proto(proto)
-
-
-def _opset_of(proto: onnx.ModelProto) -> int:
-    return int(next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1))
-
-
-def _raise_opset(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
-    version = _opset_of(proto)
-    if version < OLDEST_OPSET:
-        raise UnsupportedError(
-            f"{source.name} uses opset {version}; onnxq reads opset {OLDEST_OPSET} and newer. "
-            "Export it again with a newer exporter."
-        )
-    try:
-        onnx.load_external_data_for_model(proto, str(source.parent))
-        return onnx.version_converter.convert_version(proto, OPSET_FLOOR)
-    except Exception as error:
-        raise UnsupportedError(
-            f"{source.name}: opset {version} cannot be converted to {OPSET_FLOOR}: {one_line(error)}"
-        ) from error
 
 
 def lowest_ir_version(model: ir.Model) -> int:
@@ -208,8 +194,13 @@ def _save_in_two(model: ir.Model, target: Path) -> None:
         for file in files:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        for file in files:
-            file.replace(target.with_name(file.name))
+        try:
+            for file in files:
+                file.replace(target.with_name(file.name))
+        except BaseException:
+            if made.exists():  # the model that reads the weights did not follow them
+                target.with_name(weights).unlink(missing_ok=True)
+            raise
     for file in before:
         if re.fullmatch(r"\.(\d+\.)?data", file.name.removeprefix(target.name)):
             file.unlink()

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnxq import graph
-from onnxq.errors import DataError, ModelError
+from onnxq.errors import DataError, ModelError, UnsupportedError
 from onnxq.passes.base import Pass
 from onnxq.runtime import Session, SessionConfig
 
+MOST_SECONDS = 60.0
+"""What takes longer to compute stays."""
 _RANDOM = {
     "Bernoulli",
     "Dropout",
@@ -159,8 +161,8 @@ def _replace(model: graph.Model, folded: list[graph.Node], wanted: list[graph.Va
     part = graph.with_outputs(model, names, keep=False)
     part.graph.inputs.clear()  # nothing of it reads them
     try:
-        results = Session(part, SessionConfig(threads=1, optimize="off")).run({})
-    except (ModelError, DataError):  # an operator without a kernel: it would not run in the model either
+        results = Session(part, SessionConfig(threads=1, optimize="off")).run({}, limit_s=MOST_SECONDS)
+    except (ModelError, DataError, UnsupportedError):  # no kernel, or endless: it would not run in the model either
         return False
     constants = []
     for value, name in zip(wanted, names, strict=True):

@@ -96,6 +96,8 @@ def prepare(
         rewrites: The passes that follow simplification; None takes all, those of users among them.
     """
     rewrites = passes.rewrites() if rewrites is None else rewrites
+    if graph.note(model):
+        log.warn(graph.note(model))
     log.stage("Simplifying")
     stop = Event()
     with ThreadPoolExecutor(1) as pool:

@@ -16,6 +16,10 @@ from onnxq.types import WeightGrid
 
 Floats = npt.NDArray[np.float32]
 
+SMALLEST_PRODUCT, LARGEST_STEP = 2.0**-120, 2.0**120
+"""What multiplies an integer sum stays well within the normal float32 numbers."""
+DEAD_SHARE = 1e-10
+"""A channel whose step is below this share of the largest one is dead."""
 LOWEST_SHARE = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.6}
 """Bits -> the strongest clipping worth a try: long channels with heavy tails want about that."""
 
@@ -104,11 +108,12 @@ def offset_least_squares(
 
 
 def room_for_bias(steps: Floats, bias: Floats | None, input_scale: float) -> Floats:
-    """`steps`, enlarged where an int32 bias with scale `input_scale * step` would overflow."""
-    if bias is None:
-        return steps
-    needed = np.abs(bias).astype(np.float64) / (input_scale * 2.0**30)
-    return np.maximum(steps, needed.astype(np.float32))
+    """`steps`, enlarged where a product `input_scale * step` would be denormal or an int32 bias of it overflow."""
+    needed = np.full(steps.shape, SMALLEST_PRODUCT / input_scale)
+    if bias is not None:
+        needed = np.maximum(needed, np.abs(bias).astype(np.float64) / (input_scale * 2.0**30))
+    roomy: Floats = np.maximum(steps, np.minimum(needed, LARGEST_STEP).astype(np.float32))
+    return roomy
 
 
 def _rows(weight: Floats, axis: int | None) -> Floats:
@@ -127,6 +132,6 @@ def _error(rows: Floats, steps: Floats, lowest: npt.ArrayLike, highest: npt.Arra
 def _positive(steps: npt.NDArray[np.floating], grid: Grid) -> Floats:
     """Dead channels get the median step of the others: their codes are zero whatever it is."""
     steps = steps.astype(np.float32)
-    alive = steps > SMALLEST_SCALE
+    alive = steps > max(SMALLEST_SCALE, DEAD_SHARE * float(steps.max(initial=0.0)))
     steps[~alive] = np.median(steps[alive]) if alive.any() else np.float32(1.0 / grid.qmax)
     return steps

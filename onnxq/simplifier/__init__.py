@@ -6,13 +6,7 @@ and a memory limit, and whatever happens there, quantization goes on with the mo
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -23,8 +17,6 @@ from onnxq.errors import OnnxqError
 
 CHILD = Path(__file__).with_name("child.py")
 """The child's program."""
-PATIENCE_S = 0.1
-"""Seconds between looks at whether the child should be stopped."""
 _GIB = 1 << 30
 
 
@@ -54,7 +46,7 @@ def simplify(
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             source, destination = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
             graph.save(_with_output_shapes(model), source)
-            failure = _run_child(source, destination, timeout_s, limit, stop or Event())
+            failure = graph.run_confined(CHILD, source, destination, timeout_s=timeout_s, memory_bytes=limit, stop=stop)
             if failure is not None:
                 return model, f"simplification {failure}; continuing without it"
             simplified = graph.load(destination)
@@ -76,60 +68,6 @@ def _with_output_shapes(model: graph.Model) -> graph.Model:
     copy = model.clone()
     graph.infer_shapes(copy)
     return copy
-
-
-def _run_child(source: Path, destination: Path, timeout_s: float, memory_bytes: int, stop: Event) -> str | None:
-    """Run the child process to its end; returns None or what went wrong, as a predicate."""
-    # -P: the child's own folder must not shadow packages. Arenas count as address space, one per thread.
-    command = [
-        sys.executable,
-        "-P",
-        str(CHILD),
-        str(source),
-        str(destination),
-        str(memory_bytes),
-        str(timeout_s),
-    ]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-    nothing = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, env=environment) as child:
-        said = _wait(child, timeout_s, stop)
-    if said is None:
-        return f"took longer than {timeout_s:g} s"
-    errors = said.decode(errors="replace")
-    if child.returncode == 0:
-        return None if destination.is_file() else "wrote no model"
-    if "bad_alloc" in errors or "out of memory" in errors or "Cannot allocate memory" in errors:
-        return f"ran out of memory (limit {memory_bytes / _GIB:.1f} GiB)"
-    if child.returncode < 0:
-        return f"crashed ({_signal_name(-child.returncode)})"
-    return f"failed ({_one_line(_last_line(errors))})"
-
-
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, stop: Event) -> bytes | None:
-    """What the child wrote to stderr; None where it had to be killed."""
-    end = time.monotonic() + timeout_s
-    try:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                written: bytes = child.communicate(timeout=PATIENCE_S)[1]
-                return written
-            if stop.is_set() or time.monotonic() > end:
-                return None
-    finally:
-        child.kill()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "no message"
 
 
 def _one_line(text: str) -> str:

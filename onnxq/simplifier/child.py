@@ -1,13 +1,11 @@
 """The program of the child process: onnxsim on one file. It is started by path and imports nothing of onnxq.
 
-Usage: child.py SOURCE DESTINATION MEMORY_BYTES SECONDS
+Usage: child.py SOURCE DESTINATION
 """
 
 from __future__ import annotations
 
-import math
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -26,19 +24,6 @@ LARGEST_FOLDED = "64MB"
 SINGLE_FILE_LIMIT = 1_900_000_000
 
 
-def limit(memory_bytes: int, seconds: float) -> None:
-    """Let the kernel end this process when it takes more memory or time, even when nobody waits for it."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
-    most = memory_bytes if ceiling == resource.RLIM_INFINITY else min(memory_bytes, ceiling)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.alarm(math.ceil(seconds) + 5)
-
-
 def simplify(source: Path, destination: Path) -> None:
     """Write the simplified form of `source` to `destination`."""
     os.environ["ONNXSIM_CERTIFY"] = "0"
@@ -55,21 +40,5 @@ def simplify(source: Path, destination: Path) -> None:
         onnx.save(simplified, destination)
 
 
-def main() -> int:
-    """Exit code 0; or 1 and the reason as the last line of stderr."""
-    source, destination, memory_bytes, seconds = sys.argv[1:]
-    try:
-        limit(int(memory_bytes), float(seconds))
-        simplify(Path(source), Path(destination))
-    except MemoryError:
-        print("out of memory", file=sys.stderr)
-        return 1
-    except Exception as error:
-        text = " ".join(str(error).split())
-        print(f"{type(error).__name__}: {text}" if text else type(error).__name__, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    simplify(Path(sys.argv[1]), Path(sys.argv[2]))

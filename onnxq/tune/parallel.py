@@ -55,7 +55,8 @@ class StoredFeeds(Sequence[Feeds]):
         """The feed of one batch."""
         if not 0 <= batch < self._batches:
             raise IndexError(batch)
-        return {name: np.load(_file(self._folder, stem, batch)) for name, stem in self._stems.items()}
+        files = {name: _file(self._folder, stem, batch) for name, stem in self._stems.items()}
+        return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
 @dataclass

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onnxq import graph
 from onnxq.emit.nbits import BlockWeight, round_blocks, store_blocks
 from onnxq.errors import UnsupportedError
+from onnxq.grid import SMALLEST_SCALE
 
 TEXT = """g (float[2,3,{0}] x, float[{0},{1}] w, float[{1}] b) => (float[2,3,{1}] y) {{
     [n] h = MatMul(x, w) [add] y = Add(h, b)
@@ -70,7 +71,7 @@ def test_each_block_has_the_step_of_its_largest_weight(bits, block):
     assert np.abs(found.codes).max() == highest
     for index in range(-(-100 // block)):
         part = weight[index * block : (index + 1) * block]
-        expected = np.maximum(np.abs(part).max(axis=0) / highest, 1e-8)
+        expected = np.maximum(np.abs(part).max(axis=0) / highest, SMALLEST_SCALE)
         np.testing.assert_allclose(found.steps[index], expected, rtol=1e-6)
         codes = np.rint(part / expected.astype(np.float32))
         np.testing.assert_array_equal(found.codes[index * block : (index + 1) * block], codes)

@@ -1,3 +1,6 @@
+import runpy
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -5,6 +8,7 @@ from helpers import assert_same_outputs, proto, run, weights
 
 from onnxq import graph
 from onnxq.errors import UnsupportedError
+from onnxq.graph import opsets
 from onnxq.runtime import Session, SessionConfig
 
 X = weights(2, 3, 4, 4)
@@ -51,6 +55,18 @@ CONSTANTS = {
 }
 
 
+@pytest.fixture
+def inline(monkeypatch):
+    """The converter in this process: a child per model is slow."""
+
+    def run_program(program, source, destination, **_):
+        monkeypatch.setattr(sys, "argv", [str(program), str(source), str(destination)])
+        runpy.run_path(str(program), run_name="__main__")
+
+    monkeypatch.setattr(opsets, "run_confined", run_program)
+
+
+@pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize(
     ("name", "text", "opset"),
     [
@@ -68,6 +84,7 @@ def test_an_old_operator_keeps_its_meaning(tmp_path, name, text, opset):
     assert_same_outputs(before, run(loaded, {"x": X}))
 
 
+@pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize("ir_version", [3, 4, 6])
 def test_an_old_file_format_runs(tmp_path, ir_version):
     """Up to version 3 every initializer had to be an input, too."""
@@ -109,3 +126,73 @@ def test_old_models_with_external_weights_are_converted(tmp_path):
 def test_the_lowest_file_format_of_an_opset(tmp_path, opset, expected):
     onnx.save(proto("g (float[4] x) => (float[4] y) { y = Relu(x) }", opset), tmp_path / "m.onnx")
     assert graph.lowest_ir_version(graph.load(tmp_path / "m.onnx")) == expected
+
+
+MLP = "g (float[n,4] x, float[4,5] w, float[5] b) => (float[n,5] y) { m = Gemm(x, w, b) y = Relu(m) }"
+PROGRAMS = {
+    "crashed (SIGSEGV)": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "took longer than 1 s": "import time; time.sleep(60)",
+    "ran out of memory (limit 1.5 GiB)": "bytearray(1 << 31)",
+    "failed (RuntimeError: of the converter)": "raise RuntimeError('of the  converter.')",
+    "wrote no model": "pass",
+}
+
+
+@pytest.fixture
+def converter(tmp_path, monkeypatch):
+    """Puts another program in the place of the converter, with tight limits."""
+
+    def replace(program):
+        (tmp_path / "converter.py").write_text(program)
+        monkeypatch.setattr(opsets, "CONVERTER", tmp_path / "converter.py")
+        monkeypatch.setattr(opsets, "CONVERT_BYTES", 3 << 29)
+        monkeypatch.setattr(opsets, "CONVERT_SECONDS", 1 if "sleep" in program else 60)
+
+    return replace
+
+
+@pytest.mark.parametrize("reason", PROGRAMS)
+def test_operators_that_stay_the_same_do_without_a_converter_that_fails(reason, tmp_path, converter):
+    made = proto(MLP, 11, w=weights(4, 5), b=weights(5))
+    onnx.save(made, tmp_path / "m.onnx")
+    converter(PROGRAMS[reason])
+    loaded = graph.load(tmp_path / "m.onnx")
+    assert graph.opset(loaded) == 13
+    said = "; continuing without it: its operators mean the same there"
+    assert graph.note(loaded) == f"conversion from opset 11 to 13 {reason}{said}"
+    feeds = {"x": weights(3, 4, seed=2)}
+    before = Session(made.SerializeToString(), SessionConfig(threads=1)).run(feeds)
+    assert_same_outputs(before, run(loaded, feeds))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_operators_that_change_need_the_converter(inside, tmp_path, converter):
+    text = "y = Softmax(x)"
+    if inside:
+        body = "{ y = Softmax(x) }"
+        text = f"y = If(c) <then_branch = t () => (float[n,4] y) {body}, else_branch = e () => (float[n,4] y) {body}>"
+    onnx.save(proto(f"g (float[n,4] x, bool c) => (float[n,4] y) {{ {text} }}", 11), tmp_path / "m.onnx")
+    assert graph.note(graph.load(tmp_path / "m.onnx")) == ""
+    converter("pass")
+    with pytest.raises(UnsupportedError, match=r"conversion from opset 11 to 13 wrote no model, and Softmax means"):
+        graph.load(tmp_path / "m.onnx")
+
+
+ALIKE_SINCE = {
+    **dict.fromkeys(("Add", "Conv", "MatMul", "Relu", "Reshape", "Concat", "Sigmoid", "ReduceMean", "If", "Loop"), 9),
+    "Slice": 10,
+    "Pad": 11,
+    "Clip": 11,
+    "TopK": 11,
+    "Dropout": 12,
+    "MaxPool": 10,
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "Split", "ReduceSum", "Resize"), 13),
+    **dict.fromkeys(("Upsample", "Scatter", "Unknown"), 99),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE_SINCE)
+def test_an_operator_is_declared_only_from_where_it_means_the_same(name):
+    node = onnx.helper.make_node(name, [], [])
+    alike = [old for old in (9, 10, 11, 12) if opsets._same_form(node, old, 13)]
+    assert alike == [old for old in (9, 10, 11, 12) if old >= ALIKE_SINCE[name]]
