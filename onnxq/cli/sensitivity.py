@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from onnxq.cli.common import image_options, preprocess_of, require_writable, stdout_console, terminal_log
+from onnxq.cli.common import (
+    backend_option,
+    image_options,
+    preprocess_of,
+    require_writable,
+    stdout_console,
+    terminal_log,
+)
 
 
 @click.command()
@@ -21,7 +28,8 @@ from onnxq.cli.common import image_options, preprocess_of, require_writable, std
 )
 @click.option("--samples", type=click.IntRange(1), default=512, show_default=True, help="Most calibration rows.")
 @click.option("--batch", type=click.IntRange(1), help="Rows per run during calibration.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes (default: one per processor).")
+@backend_option
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps results from run "
               "to run.")  # fmt: skip
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the JSON document there, too.")
@@ -37,7 +45,8 @@ def sensitivity(
     rows: int,
     samples: int,
     batch: int | None,
-    workers: int | None,
+    workers: int,
+    backend: str,
     cache: Path | None,
     save: Path | None,
     as_json: bool,
@@ -75,7 +84,8 @@ def sensitivity(
             rows=rows,
             points=points,
             check=check,
-            workers=workers or -1,
+            workers=workers,
+            backend=backend,
             cache=cache,
             log=log,
         )

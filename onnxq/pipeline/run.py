@@ -21,7 +21,7 @@ from onnxq.pipeline.details import details
 from onnxq.pipeline.migration import migrate_norms
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
-from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, tune
+from onnxq.pipeline.tuning import Workplace, keeps_progress, require_learning, require_place, tune
 from onnxq.pipeline.verify import verify
 from onnxq.plan import Placement, save_learned, save_plan
 from onnxq.recipe import Recipe, resolve
@@ -137,9 +137,10 @@ def quantize(
         UnsupportedError: Nothing in the model can be quantized.
         UsageError: The recipe contradicts itself, or the state in `place.progress` is another run's.
         TargetNotMet: The budgets cannot be met; the message says what can.
-        EnvironmentFault: The recipe learns, and PyTorch or the device is missing.
+        EnvironmentFault: The recipe learns, and PyTorch or the device is missing; or the backend cannot be reached.
     """
     settings = resolve(recipe, **changes)
+    require_place(settings, place)
     require_learning(settings, place)
     require_consistent(settings)
     log.stage("Reading the model")
@@ -213,7 +214,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     prepared, settings, log = work.prepared, work.settings, work.log
     placement, observations = observe(prepared.model, work.rows, settings, log)
     macs = bench.float_macs(prepared.model, observations.shapes, observations.batch_rows)
-    plan, missed = _planned(work, placement, observations, macs, keep, place.workers)
+    plan, missed = _planned(work, placement, observations, macs, keep, place)
     outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     tuned = outcome.tuned
     quantized = _emitted(work, tuned)
@@ -240,7 +241,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
 
 
 def _planned(
-    work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, workers: int
+    work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, place: Workplace
 ) -> tuple[QuantPlan, str]:
     """The plan, and why budgets are not met ("" where they are, or there are none)."""
     model, settings, log = work.prepared.model, work.settings, work.log
@@ -248,7 +249,7 @@ def _planned(
         ranges = choose_ranges(model, placement, seen, work.rows, settings, log)
         return plan_of(model, placement, ranges, work.rows, settings, log), ""
     found = calibrated(model, placement, seen, work.rows, settings, [settings.activation_bits], log)
-    ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, workers)
+    ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, place)
     allotted = allot(ask, keep=keep, log=log)
     for sentence in describe(allotted.choice):
         log.note(sentence)

@@ -15,6 +15,7 @@ from onnxq.types.flow import (
     TensorGrid,
     TensorStats,
     Tuned,
+    TunedLayer,
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
@@ -62,6 +63,7 @@ __all__ = [
     "TensorGrid",
     "TensorStats",
     "Tuned",
+    "TunedLayer",
     "Verdict",
     "WeightGrid",
     "Within",
