@@ -24,6 +24,7 @@ from onnxq.cli.quantize import quantize
 from onnxq.cli.reparam import reparam
 from onnxq.cli.sensitivity import sensitivity
 from onnxq.cli.simplify import simplify
+from onnxq.cli.sweep import sweep
 from onnxq.errors import OnnxqError
 from onnxq.version import __version__
 
@@ -39,7 +40,7 @@ def group() -> None:
     """
 
 
-for command in (quantize, benchmark, evaluate, inspect, simplify, reparam, sensitivity, harden, doctor):
+for command in (quantize, benchmark, evaluate, inspect, simplify, reparam, sensitivity, sweep, harden, doctor):
     group.add_command(command)
 
 

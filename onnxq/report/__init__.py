@@ -11,6 +11,7 @@ from onnxq.report.harden import Hardening, harden_document, print_harden
 from onnxq.report.html import html_compare, html_report
 from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
+from onnxq.report.sweep import print_sweep, sweep_document
 from onnxq.report.terminal import (
     print_benchmark,
     print_evaluation,
@@ -33,8 +34,10 @@ __all__ = [
     "print_quantize",
     "print_reparam",
     "print_sensitivity",
+    "print_sweep",
     "quantize_document",
     "reparam_document",
     "sensitivity_document",
+    "sweep_document",
     "to_json",
 ]

@@ -31,6 +31,7 @@ from onnxq.types.results import (
     LayerInfo,
     Summary,
     Verdict,
+    compare_words,
 )
 from onnxq.types.rewriting import Applied, Rewriting
 
@@ -67,4 +68,5 @@ __all__ = [
     "Verdict",
     "WeightGrid",
     "Within",
+    "compare_words",
 ]
