@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
@@ -54,8 +55,8 @@ class Dask:
         """Hand a job out."""
         try:
             contents, digests = self._parcels.of(task.folder, task.files)
-            call = shipped, function, task.argument, task.files, versions(), *contents
-            future: Future[Any] = self._executor.submit(*call)
+            call = pickle.dumps((function, task.argument))
+            future: Future[Any] = self._executor.submit(shipped, call, task.files, versions(), *contents)
         except (OSError, TimeoutError, RuntimeError) as error:
             raise EnvironmentFault(f"{self._name} is gone: {error}.") from error
         self._parcels.hold(future, digests)
@@ -74,6 +75,7 @@ class Dask:
         except KilledWorker:
             return Failed(EnvironmentFault(f"{self._name} lost several workers over one job; it may need more memory."))
         except Exception as error:
-            return Failed(EnvironmentFault(
-                f"{self._name} cannot run a job: {error}; its workers and scheduler need onnxq {versions()['onnxq']}."
-            ))  # fmt: skip
+            text = " ".join(str(error).split())
+            raise EnvironmentFault(
+                f"{self._name} cannot run jobs; its workers and scheduler need onnxq {versions()['onnxq']}: {text}"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import Future
 from typing import Any
 
@@ -51,7 +52,8 @@ class Ray:
         """Hand a job out."""
         try:
             contents, digests = self._parcels.of(task.folder, task.files)
-            result = self._remote.remote(function, task.argument, task.files, versions(), *contents)
+            call = pickle.dumps((function, task.argument))
+            result = self._remote.remote(call, task.files, versions(), *contents)
         except (RayError, ConnectionError) as error:
             raise EnvironmentFault(f"{self._name} is gone: {error}.") from error
         future: Future[Any] = result.future()
@@ -73,6 +75,7 @@ class Ray:
         except ConnectionError as error:
             raise EnvironmentFault(f"{self._name} is gone: {error}.") from error
         except Exception as error:
-            return Failed(EnvironmentFault(
-                f"{self._name} cannot run a job: {error}; its workers need onnxq {versions()['onnxq']}."
-            ))  # fmt: skip
+            text = " ".join(str(error).split())
+            raise EnvironmentFault(
+                f"{self._name} cannot run jobs; its workers need onnxq {versions()['onnxq']}: {text}"
+            ) from error

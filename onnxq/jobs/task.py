@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import threading
 import traceback
@@ -97,17 +98,17 @@ def answered(function: Function[A, R], argument: A, folder: Path) -> R | Failed:
         return Failed(error)
 
 
-def shipped(
-    function: Function[A, R], argument: A, names: tuple[str, ...], wanted: Mapping[str, str], *contents: bytes
-) -> R | Failed:
+def shipped(call: bytes, names: tuple[str, ...], wanted: Mapping[str, str], *contents: bytes) -> Any:
     """Run one job on a machine that has none of its files.
 
     Args:
-        function: The job's.
-        argument: The job's.
+        call: Its function and argument, pickled: only read where the versions are right, and by nobody on the way.
         names: Of its files, relative to the folder that they belong in.
         wanted: Versions on the machine that asks; see `versions`.
         contents: Of the files.
+
+    Returns:
+        The result, or `Failed`.
     """
     here = versions()
     if here != wanted:
@@ -116,6 +117,7 @@ def shipped(
         return Failed(EnvironmentFault(
             f"a worker has {', '.join(differing)}: results would depend on where a job runs; install the same there."
         ))  # fmt: skip
+    function, argument = pickle.loads(call)
     with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
         for name, content in zip(names, contents, strict=True):
             path = Path(folder) / name
