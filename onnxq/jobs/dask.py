@@ -39,7 +39,7 @@ class Dask:
             self._client.close()
             raise EnvironmentFault(f"{self._name} has no workers; start some with: dask worker {address} --nthreads 1.")
         self._executor = self._client.get_executor(pure=False)
-        self._parcels = Parcels(lambda content: self._client.scatter(content, hash=True))
+        self._parcels = Parcels(lambda content: self._client.scatter(content, hash=False))  # see `Parcels`
         self.ahead = 2 * (workers or found)
 
     def __enter__(self) -> Dask:

@@ -14,7 +14,8 @@ class Parcels:
     """Contents of files that jobs on their way or at work need.
 
     Args:
-        send: Gives the cluster some bytes and returns what stands for them there.
+        send: Gives the cluster some bytes and returns what stands for them there, another thing each time: under one
+            name, what is let go here could take what was sent again with it.
     """
 
     def __init__(self, send: Callable[[bytes], Any]) -> None:
