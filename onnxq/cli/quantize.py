@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   onnxq quantize resnet.onnx --data photos/ --preprocess imagenet
-  onnxq quantize bert.onnx --data calibration/*.npz's folder -o bert.int8.onnx
+  onnxq quantize bert.onnx --data batches/ -o bert.int8.onnx
   onnxq quantize model.onnx --data reader:batches --preset fast --dry-run
 """
 

@@ -118,6 +118,23 @@ def test_each_layer_is_tuned_as_if_it_were_alone(build):
     assert {tensor for tensor, grid in found.plan.tensors.items() if grid != tuned.plan.tensors[tensor]} == changed
 
 
+def test_layers_that_are_known_are_not_done_again():
+    m, tuned, batches, slices = start()
+    each = []
+    whole, results = parallel(m, tuned, slices, QUICK, batches, backend=Local(1), seed=5, after=each.append)
+    assert sorted(layer.block for layer in each) == sorted(part.name for part in slices)
+    known = {layer.block: layer for layer in each if layer.block != "b"}
+    again = []
+    log = Heard()
+    found, rest = parallel(
+        m, tuned, slices, QUICK, batches, backend=Local(1), seed=5, known=known, after=again.append, log=log
+    )
+    assert [layer.block for layer in again] == ["b"]
+    assert log.steps == ["layer 4 of 4: b"]
+    assert same(found, whole)
+    assert [replace(result, seconds=0) for result in rest] == [replace(result, seconds=0) for result in results]
+
+
 @dataclass(frozen=True)
 class Greedy:
     """Changes everything that it is given, and says by how much."""
