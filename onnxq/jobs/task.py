@@ -25,8 +25,9 @@ Function = Callable[[A, Path], R]
 
 DECIDING = ("numpy", "onnxruntime", "torch")
 """Packages whose version may change the last bits of a result."""
-_ALONE = threading.Lock()
-"""PyTorch's random numbers and thread count belong to the process, so a process does one job at a time."""
+_ALONE = threading.RLock()
+"""PyTorch's random numbers and thread count belong to the process, so a process does one job at a time (and the jobs
+that this one makes of itself)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+from onnxq.jobs import Task, results
+from onnxq.jobs.local import Local
+
 
 def total(argument, folder):
     """The sum of what is in the task's files, times the argument; and who computed it."""
@@ -42,3 +45,12 @@ def together(argument, folder):
         time.sleep(0.05)
     flag.unlink()
     return 1
+
+
+def divide(argument, folder):
+    """A job that makes jobs of itself."""
+    if argument < 2:
+        return argument
+    parts = [Task(f"part {part}", part, folder) for part in (argument // 2, argument - argument // 2)]
+    with Local(1) as backend:
+        return sum(answer for _, answer in results(backend, divide, parts))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from jobbing import die, die_once, refuse, total
+from jobbing import die, die_once, divide, refuse, total
 
 from onnxq.errors import EnvironmentFault, UsageError
 from onnxq.jobs import Failed, Task, open_backend, outcomes, require_backend, results
@@ -82,6 +82,12 @@ def test_a_missing_package_and_a_silent_address_are_said_before_any_work(monkeyp
         open_backend("dask://127.0.0.1:1")
     with pytest.raises(UsageError, match="--workers takes 0 or more"):
         open_backend("local", -1)
+
+
+def test_a_job_may_make_jobs_of_itself(folder):
+    """As one of a sweep does whose recipe has a budget; its process must not wait for itself."""
+    with Local(1) as backend:
+        assert [answer for _, answer in results(backend, divide, tasks([5, 7], folder))] == [5, 7]
 
 
 def test_a_worker_with_other_versions_does_nothing():
