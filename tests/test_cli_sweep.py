@@ -76,6 +76,7 @@ def test_the_table_names_every_job(swept, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["digits_cnn.onnx", "few"], ["w4", lines[2].split()[1]]]
     assert sum("failed" in line for line in lines) == 4
+    assert f"{(swept / 'out' / 'digits_cnn.few.onnx').stat().st_size / 1000:.1f} KB" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxq.report.document import SCHEMA
+from onnxq.report.html import words
 from onnxq.types import Interval, compare_words
 from onnxq.types.sweep import Swept
 
@@ -63,7 +64,7 @@ def _figures(document: Mapping[str, Any]) -> list[str]:
     worst = min((-1.0 if value is None else value for value in verdict["sqnr_db"].values()), default=None)
     size, whole = verdict["quantized_bytes"], max(verdict["float_bytes"], 1)
     return [
-        f"{size / 1024:,.1f} KB",
+        words.size(size),
         f"{100 * size / whole:.1f} %",
         "-" if worst is None else f"{worst:.1f} dB",
         _percent(verdict["agreement"]),
