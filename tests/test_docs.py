@@ -28,6 +28,7 @@ def anchors(text):
 
 def commands(text):
     """Everything that the page tells to type, continued lines joined."""
+    text = text.replace("\\\n", " ")
     shown = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
     shown += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     for line in shown:
