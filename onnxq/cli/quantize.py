@@ -181,7 +181,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         batch=options["batch"],
         checks=Checks(not options["dry_run"], not options["no_timing"], options["report"] is not None),
         place=Workplace(
-            options["device"], options["workers"], options["backend"], progress, options["resume"] is not None
+            options["device"], options["workers"], progress, options["resume"] is not None, options["backend"]
         ),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
         keep=options["keep"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,8 @@ from onnxq.cli.common import (
     stdout_console,
     terminal_log,
 )
+
+FIELDS = ("samples", "batch", "rows", "points", "check", "workers", "backend", "cache")
 
 
 @click.command()
@@ -36,29 +39,7 @@ from onnxq.cli.common import (
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @image_options
-def sensitivity(
-    model: Path,
-    data: str,
-    bits: str,
-    check: bool,
-    points: int,
-    rows: int,
-    samples: int,
-    batch: int | None,
-    workers: int,
-    backend: str,
-    cache: Path | None,
-    save: Path | None,
-    as_json: bool,
-    quiet: bool,
-    named: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    resize: tuple[float, ...] | None,
-    scale: float | None,
-    channels: str | None,
-    layout: str | None,
-) -> None:
+def sensitivity(model: Path, data: str, bits: str, **options: Any) -> None:
     """Measure how much every layer of MODEL loses at fewer bits, and which choice of bits loses least for its size.
 
     Every layer is tried at every number of bits with all others at 8; the error is that of the model's outputs.
@@ -69,31 +50,24 @@ def sensitivity(
     from onnxq.report import print_sensitivity, sensitivity_document, to_json
 
     graph.require_readable(model)
+    save = options["save"]
     if save is not None:
         require_writable(save, model)
-    options = read_bits(bits)
-    preprocess = preprocess_of(named, mean, std, resize, scale, channels, layout)
-    with terminal_log(quiet or as_json) as log:
+    names = ("named", "mean", "std", "resize", "scale", "channels", "layout")
+    with terminal_log(options["quiet"] or options["as_json"]) as log:
         study = run(
             model,
             data,
-            options,
-            preprocess=preprocess,
-            samples=samples,
-            batch=batch,
-            rows=rows,
-            points=points,
-            check=check,
-            workers=workers,
-            backend=backend,
-            cache=cache,
+            read_bits(bits),
+            preprocess=preprocess_of(*(options[name] for name in names)),
+            **{name: options[name] for name in FIELDS},
             log=log,
         )
     text = to_json(sensitivity_document(study))
     if save is not None:
         with graph.atomic_path(save) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-    if as_json:
+    if options["as_json"]:
         click.echo(text)
     else:
         print_sensitivity(stdout_console(), study)

@@ -41,16 +41,16 @@ class Workplace:
     Attributes:
         device: "auto", "cpu", "cuda" or "cuda:N".
         workers: Processes of the unit "parallel" and of budgets; 0 takes one per processor.
-        backend: Where these are: "local", "dask://host:port" or "ray://host:port".
         progress: Folder that keeps what was learned so far; None keeps nothing.
         resume: The folder must hold this run's state.
+        backend: Where the processes are: "local", "dask://host:port" or "ray://host:port".
     """
 
     device: str = "auto"
     workers: int = 0
-    backend: str = LOCAL
     progress: Path | None = None
     resume: bool = False
+    backend: str = LOCAL
 
 
 @dataclass(frozen=True)
