@@ -166,10 +166,7 @@ class KeptLayers:
             return TunedLayer(
                 entry["block"],
                 {name: TensorGrid(**grid) for name, grid in entry["tensors"].items()},
-                {
-                    name: WeightGrid(**grid | {"scales": tuple(grid["scales"])})
-                    for name, grid in entry["weights"].items()
-                },
+                {name: WeightGrid(**_tuples(grid)) for name, grid in entry["weights"].items()},
                 load_learned(self._folder / path.name.replace("layer-", "learned-").replace(".json", ".npz")),
                 BlockResult(**entry["result"]),
                 tuple(entry["notes"]),
@@ -207,6 +204,11 @@ def forget_progress(folder: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _tuples(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a grid as they were before JSON made lists of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in grid.items()}
 
 
 def _write_state(folder: Path, state: Mapping[str, Any]) -> None:

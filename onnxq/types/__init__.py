@@ -1,5 +1,6 @@
 """The values that flow between the stages. All are frozen; none knows how it was made."""
 
+from onnxq.types.apart import TunedLayer
 from onnxq.types.flow import (
     Array,
     BlockResult,
@@ -15,7 +16,6 @@ from onnxq.types.flow import (
     TensorGrid,
     TensorStats,
     Tuned,
-    TunedLayer,
     WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within

@@ -293,24 +293,3 @@ class BlockResult:
     after: float
     kept: bool
     seconds: float
-
-
-@dataclass(frozen=True)
-class TunedLayer:
-    """What tuning one layer by itself changed.
-
-    Attributes:
-        block: Name of its slice.
-        tensors: Grids of the tensors that the slice makes.
-        weights: Weight grids of its layers.
-        learned: Codes and biases of its layers.
-        result: What the method did.
-        notes: For the log.
-    """
-
-    block: str
-    tensors: Mapping[str, TensorGrid]
-    weights: Mapping[str, WeightGrid]
-    learned: Mapping[str, LearnedLayer]
-    result: BlockResult
-    notes: tuple[str, ...] = ()
