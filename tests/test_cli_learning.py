@@ -63,6 +63,31 @@ def test_ctrl_c_keeps_what_was_learned_and_the_same_command_goes_on(learned, tmp
     assert not state.parent.exists()
 
 
+def test_layers_learned_apart_are_kept_too(tmp_path):
+    """Two processes are interrupted; one goes on; and one that nobody interrupted writes the same bytes."""
+    learn = [*FEW, "--reconstruction", "adaquant", "--unit", "parallel", "--iterations", "3"]
+    command = [sys.executable, str(ROOT / "cli.py"), *QUANTIZE, *learn]
+    state = tmp_path / "out.onnx.partial" / "state.json"
+    with subprocess.Popen(
+        [*command, "-o", "out.onnx", "--workers", "2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as child:
+        while not state.exists() and child.poll() is None:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate()[1]
+    assert child.returncode == 130
+    assert "what was learned is kept in" in said
+    assert "Traceback" not in said
+    done = len(list(state.parent.glob("layer-*.json")))
+    assert json.loads(state.read_text())["done"] == done >= 1
+    go_on = [*command, "-o", "out.onnx", "--workers", "1", "--resume", "out.onnx.partial"]
+    again = subprocess.run(go_on, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert f"going on behind {done} layers" in again.stderr
+    assert not state.parent.exists()
+    subprocess.run([*command, "-o", "whole.onnx", "--workers", "1"], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
 def test_a_size_that_cannot_be_met_is_refused_unless_the_nearest_will_do(tmp_path, capsys):
     out = tmp_path / "out.onnx"
     command = [*QUANTIZE, "-o", str(out), "--samples", "16", "--no-timing", "-q", "--max-size", "0.01x"]
@@ -85,6 +110,8 @@ def test_a_size_that_cannot_be_met_is_refused_unless_the_nearest_will_do(tmp_pat
         (["--max-cost", "table.csv"], "--max-cost takes a table of costs and a limit"),
         (["--max-size", "0.2x", "--weight-bits", "4"], "leave --weight-bits out"),
         (["--reconstruction", "adaqant"], "Did you mean 'adaquant'?"),
+        (["--backend", "dask://127.0.0.1:1"], "this run has no work for other machines"),
+        (["--backend", "there", "--max-size", "0.2x"], "--backend takes local, dask://host:port or ray://host:port"),
         (["--reconstruction", "adaround", "--device", "tpu"], "device takes auto, cpu, cuda or cuda:N"),
     ],
 )

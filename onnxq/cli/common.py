@@ -60,6 +60,13 @@ def image_options(function: F) -> F:
     return function
 
 
+def backend_option(function: F) -> F:
+    """The option that says where independent jobs run."""
+    words = "Where jobs run: local (processes), dask://host:port or ray://host:port. The result is the same."
+    option = click.option("--backend", default="local", show_default=True, metavar="WHERE", help=words)
+    return option(function)
+
+
 def preprocess_of(
     named: str | None,
     mean: tuple[float, ...] | None,

@@ -27,6 +27,7 @@ from onnxq.cli.quantize import quantize
 from onnxq.cli.reparam import reparam
 from onnxq.cli.sensitivity import sensitivity
 from onnxq.cli.simplify import simplify
+from onnxq.cli.sweep import sweep
 from onnxq.errors import OnnxqError
 from onnxq.version import __version__
 
@@ -43,7 +44,7 @@ def group() -> None:
 
 
 COMMANDS = (
-    quantize, emit, benchmark, evaluate, compare, inspect, simplify, reparam, sensitivity, harden, doctor,
+    quantize, emit, benchmark, evaluate, compare, inspect, simplify, reparam, sensitivity, sweep, harden, doctor,
 )  # fmt: skip
 for command in COMMANDS:
     group.add_command(command)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxq.cli.common import (
+    backend_option,
     image_options,
     preprocess_of,
     require_writable,
@@ -93,7 +94,9 @@ Examples:
 @click.option(
     "--device", default="auto", metavar="NAME", help="Where learning computes: auto (default), cpu, cuda, cuda:1."
 )
-@click.option("--workers", type=int, default=0, help="Processes of --unit parallel (default: one per processor).")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes of --unit parallel and of budgets "
+              "(default: one per processor).")  # fmt: skip
+@backend_option
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with an interrupted run "
               "(default: OUTPUT.partial, if it is this run's).")  # fmt: skip
 @click.option("--seed", type=int, help="Of everything random (default 0).")
@@ -191,7 +194,9 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         checks=Checks(
             not options["dry_run"], not options["no_timing"], _explained(options), options["save_plan"] is not None
         ),
-        place=Workplace(options["device"], options["workers"], progress, options["resume"] is not None),
+        place=Workplace(
+            options["device"], options["workers"], progress, options["resume"] is not None, options["backend"]
+        ),
         labelled=options["labelled"] if options["max_drop"] is not None else None,
         keep=options["keep"],
         log=log,

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from onnxq.cli.common import image_options, preprocess_of, require_writable, stdout_console, terminal_log
+from onnxq.cli.common import (
+    backend_option,
+    image_options,
+    preprocess_of,
+    require_writable,
+    stdout_console,
+    terminal_log,
+)
+
+FIELDS = ("samples", "batch", "rows", "points", "check", "workers", "backend", "cache")
 
 EPILOG = """\b
 Examples:
@@ -27,35 +37,15 @@ Examples:
 )
 @click.option("--samples", type=click.IntRange(1), default=512, show_default=True, help="Most calibration rows.")
 @click.option("--batch", type=click.IntRange(1), help="Rows per run during calibration.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; one per core by default.")
+@click.option("--workers", type=click.IntRange(0), default=0, help="Processes (default: one per processor).")
+@backend_option
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps results from run "
               "to run.")  # fmt: skip
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the JSON document there, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @image_options
-def sensitivity(
-    model: Path,
-    data: str,
-    bits: str,
-    check: bool,
-    points: int,
-    rows: int,
-    samples: int,
-    batch: int | None,
-    workers: int | None,
-    cache: Path | None,
-    save: Path | None,
-    as_json: bool,
-    quiet: bool,
-    named: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    resize: tuple[float, ...] | None,
-    scale: float | None,
-    channels: str | None,
-    layout: str | None,
-) -> None:
+def sensitivity(model: Path, data: str, bits: str, **options: Any) -> None:
     """Measure how much every layer of MODEL loses at fewer bits, and which choice of bits loses least for its size.
 
     Every layer is tried at every number of bits with all others at 8; the error is that of the model's outputs.
@@ -66,30 +56,24 @@ def sensitivity(
     from onnxq.report import print_sensitivity, sensitivity_document, to_json
 
     graph.require_readable(model)
+    save = options["save"]
     if save is not None:
         require_writable(save, model)
-    options = read_bits(bits)
-    preprocess = preprocess_of(named, mean, std, resize, scale, channels, layout)
-    with terminal_log(quiet or as_json) as log:
+    names = ("named", "mean", "std", "resize", "scale", "channels", "layout")
+    with terminal_log(options["quiet"] or options["as_json"]) as log:
         study = run(
             model,
             data,
-            options,
-            preprocess=preprocess,
-            samples=samples,
-            batch=batch,
-            rows=rows,
-            points=points,
-            check=check,
-            workers=workers or -1,
-            cache=cache,
+            read_bits(bits),
+            preprocess=preprocess_of(*(options[name] for name in names)),
+            **{name: options[name] for name in FIELDS},
             log=log,
         )
     text = to_json(sensitivity_document(study))
     if save is not None:
         with graph.atomic_path(save) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-    if as_json:
+    if options["as_json"]:
         click.echo(text)
     else:
         print_sensitivity(stdout_console(), study)

@@ -130,13 +130,18 @@ def _in_memory(model: ir.Model) -> ir.Model:
 
 def disk_bytes(path: Path) -> int:
     """Bytes of a model file and of the files with its external weights."""
+    return sum(file.stat().st_size for file in model_files(path))
+
+
+def model_files(path: Path) -> list[Path]:
+    """A model file and the files with its external weights."""
     files = {
-        entry.value
+        str(entry.value): path.parent / str(entry.value)
         for tensor in onnx.load(path, load_external_data=False).graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return path.stat().st_size + sum((path.parent / str(name)).stat().st_size for name in files)
+    return [path, *files.values()]
 
 
 def digest(model: ir.Model) -> str:

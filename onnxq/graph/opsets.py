@@ -52,7 +52,8 @@ def converted(proto: onnx.ModelProto, source: Path, version: int) -> tuple[onnx.
         return proto, ""
     if now < OLDEST:
         raise UnsupportedError(
-            f"{source.name} uses opset {now}; onnxq reads opset {OLDEST} and newer. Export it again with a newer exporter."
+            f"{source.name} uses opset {now}; onnxq reads opset {OLDEST} and newer. "
+            "Export it again with a newer exporter."
         )
     try:
         return _converted(proto, source), ""

@@ -18,6 +18,7 @@ from onnxq.pipeline.mixed import choose_bits
 from onnxq.pipeline.overriding import precision_of
 from onnxq.pipeline.planning import choose_ranges, plan_of
 from onnxq.pipeline.prepare import rows_are_free
+from onnxq.pipeline.tuning import Workplace
 from onnxq.plan import Placement, Range
 from onnxq.plan.budgets import Limit, Wishes
 from onnxq.plan.program import Infeasible
@@ -102,7 +103,7 @@ class Ask:
         labelled: Rows with classes that judge it instead.
         macs: Multiply-accumulates per row of the layers.
         provenance: What the file will carry, which counts in its size.
-        workers: Processes that measure; 0 takes one per processor.
+        place: Where what layers lose is measured.
     """
 
     float_path: Path
@@ -113,7 +114,7 @@ class Ask:
     labelled: Iterable[tuple[Feeds, Array]] | None
     macs: Mapping[str, int]
     provenance: Mapping[str, str]
-    workers: int = 0
+    place: Workplace = Workplace()
 
 
 def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
@@ -192,7 +193,8 @@ def _choose(
         labelled=ask.labelled,
         macs=ask.macs,
         tuned=ask.settings.bn_tuning,
-        workers=ask.workers or -1,
+        workers=ask.place.workers,
+        backend=ask.place.backend,
         threads=ask.settings.threads,
         cache=cache,
         contest=contest,

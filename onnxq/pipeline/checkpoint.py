@@ -3,6 +3,12 @@
     state.json        schema, key, number of blocks done, their results, the plan
     learned-7.npz     codes and biases after seven blocks
 
+or, where every layer is learned by itself and in any order,
+
+    state.json        schema, key, number of layers done
+    layer-1f0c.json   one of them: its result, its grids; the name is a digest of the layer's
+    learned-1f0c.npz  its codes and bias
+
 The key is a digest of the prepared model, the recipe and the plan that learning starts from, which holds what the
 calibration rows had to say: a state is only ever used by the run that would have made it.
 """
@@ -20,7 +26,7 @@ from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError, UsageError
 from onnxq.plan import load_learned, plan_from_json, plan_to_json, save_learned
 from onnxq.recipe import Recipe
-from onnxq.types import BlockResult, QuantPlan, Tuned
+from onnxq.types import BlockResult, QuantPlan, TensorGrid, Tuned, TunedLayer, WeightGrid
 from onnxq.version import __version__
 
 SCHEMA = 1
@@ -66,18 +72,8 @@ class Checkpoint:
             UsageError: It is another run's, and `resume` asks for this one's.
             InputError: It is damaged, or not there although `resume` asks for it.
         """
-        path = self._folder / "state.json"
-        if not path.exists():
-            if self._resume:
-                raise InputError(f"{self._folder} holds no interrupted run: there is no state.json in it.")
-            return None
-        state = _load(path)
-        if state["key"] != self._key:
-            if self._resume:
-                raise UsageError(
-                    f"{self._folder} belongs to a run with another model, data or recipe; repeat that command, or "
-                    "leave --resume out to start anew."
-                )
+        path, state = self._folder / "state.json", found_state(self._folder, self._key, resume=self._resume)
+        if state is None:
             return None
         try:
             plan = plan_from_json(json.dumps(state["plan"]), str(path))
@@ -95,7 +91,6 @@ class Checkpoint:
         """
         learned = f"learned-{progress.done}.npz"
         state = {
-            "schema": SCHEMA,
             "key": self._key,
             "done": progress.done,
             "learned": learned,
@@ -105,8 +100,7 @@ class Checkpoint:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             save_learned(progress.tuned.layers, self._folder / learned)
-            with graph.atomic_path(self._folder / "state.json") as temporary:
-                temporary.write_text(json.dumps(state), encoding="utf-8")
+            _write_state(self._folder, state)
             for old in self._folder.glob("learned-*.npz"):
                 if old.name != learned:
                     old.unlink()
@@ -114,12 +108,112 @@ class Checkpoint:
             raise EnvironmentFault(f"progress cannot be kept in {self._folder}: {error.strerror or error}.") from error
 
 
+class KeptLayers:
+    """A folder that holds the layers that one run has learned, each by itself.
+
+    Args:
+        folder: Made when the first layer is done; it must hold nothing but such a state.
+        key: Of the run.
+        resume: The state must be there, and must be this run's.
+    """
+
+    def __init__(self, folder: Path, key: str, *, resume: bool = False) -> None:
+        self._folder, self._key, self._resume = folder, key, resume
+        self._done = 0
+
+    def read(self) -> dict[str, TunedLayer]:
+        """The layers of this run by the name of their slice; layers of another run are forgotten.
+
+        Raises:
+            UsageError: The folder is another run's, and `resume` asks for this one's.
+            InputError: It is damaged, or not there although `resume` asks for it.
+        """
+        if found_state(self._folder, self._key, resume=self._resume) is None:
+            return {}
+        layers = [self._layer(path) for path in sorted(self._folder.glob("layer-*.json"))]
+        self._done = len(layers)
+        return {layer.block: layer for layer in layers}
+
+    def write(self, layer: TunedLayer) -> None:
+        """Keep one more layer.
+
+        Raises:
+            EnvironmentFault: The folder cannot be written.
+        """
+        stem = hashlib.sha256(layer.block.encode()).hexdigest()[:16]
+        entry = {
+            "block": layer.block,
+            "tensors": {name: asdict(grid) for name, grid in layer.tensors.items()},
+            "weights": {name: asdict(grid) for name, grid in layer.weights.items()},
+            "result": asdict(layer.result),
+            "notes": layer.notes,
+        }
+        try:
+            if not self._done:
+                forget_progress(self._folder)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_learned(layer.learned, self._folder / f"learned-{stem}.npz")
+            with graph.atomic_path(self._folder / f"layer-{stem}.json") as temporary:
+                temporary.write_text(json.dumps(entry), encoding="utf-8")
+            self._done += 1
+            _write_state(self._folder, {"key": self._key, "done": self._done})
+        except OSError as error:
+            raise EnvironmentFault(f"progress cannot be kept in {self._folder}: {error.strerror or error}.") from error
+
+    def _layer(self, path: Path) -> TunedLayer:
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            return TunedLayer(
+                entry["block"],
+                {name: TensorGrid(**grid) for name, grid in entry["tensors"].items()},
+                {name: WeightGrid(**_tuples(grid)) for name, grid in entry["weights"].items()},
+                load_learned(self._folder / path.name.replace("layer-", "learned-").replace(".json", ".npz")),
+                BlockResult(**entry["result"]),
+                tuple(entry["notes"]),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error}; remove {self._folder} to start anew.") from error
+
+
+def found_state(folder: Path, key: str, *, resume: bool) -> Mapping[str, Any] | None:
+    """The state in a folder if it is that of the run called `key`.
+
+    Raises:
+        UsageError: It is another run's, and `resume` asks for this one's.
+        InputError: It is damaged, or not there although `resume` asks for it.
+    """
+    path = folder / "state.json"
+    if not path.exists():
+        if resume:
+            raise InputError(f"{folder} holds no interrupted run: there is no state.json in it.")
+        return None
+    state = _load(path)
+    if state["key"] == key:
+        return state
+    if resume:
+        raise UsageError(
+            f"{folder} belongs to a run with another model, data or recipe; repeat that command, or leave --resume "
+            "out to start anew."
+        )
+    return None
+
+
 def forget_progress(folder: Path) -> None:
     """Remove the state in `folder`, and the folder if nothing else is in it."""
-    for path in (folder / "state.json", *folder.glob("learned-*.npz")):
+    for path in (folder / "state.json", *folder.glob("learned-*.npz"), *folder.glob("layer-*.json")):
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _tuples(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a grid as they were before JSON made lists of them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in grid.items()}
+
+
+def _write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    with graph.atomic_path(folder / "state.json") as temporary:
+        temporary.write_text(json.dumps({"schema": SCHEMA, **state}), encoding="utf-8")
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -46,9 +46,11 @@ REQUIRED: Mapping[str, str] = {
 OPTIONAL: Mapping[str, tuple[str, str]] = {
     "torch": ("learned weights (preset advanced, --bias-tuning) and harden", "pip install 'onnxq[learn]'"),
     "scipy": ("mixed precision: sensitivities and budgets", "pip install scipy"),
-    "joblib": ("sensitivities and --unit parallel, over processes", "pip install 'onnxq[learn]'"),
+    "joblib": ("sensitivities, sweeps and --unit parallel, over processes", "pip install joblib"),
+    "distributed": ("the same on a Dask cluster: pip install 'onnxq[dask]'", ""),
+    "ray": ("the same on a Ray cluster: pip install 'onnxq[ray]'", ""),
 }
-"""Parts that only some commands need: what for, and how to get them."""
+"""Parts that only some commands need: what for, and how to get them; "" where few people miss them."""
 LITTLE_MEMORY = 2 * 10**9
 
 
@@ -226,7 +228,8 @@ def _part_advice(parts: tuple[Part, ...]) -> Iterator[str]:
     for part in parts:
         if part.version is None:
             command = OPTIONAL[part.name][1] if part.optional else f"pip install {part.name}"
-            yield f"{part.name} is missing ({part.purpose}): {command}."
+            if command:
+                yield f"{part.name} is missing ({part.purpose}): {command}."
     if len(builds := [name for name in ("onnxruntime", "onnxruntime-gpu") if _has(name)]) > 1:
         yield f"{' and '.join(builds)} are both installed and overwrite each other: uninstall both, install one."
 

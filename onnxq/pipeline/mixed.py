@@ -31,7 +31,8 @@ def choose_bits(
     labelled: Iterable[tuple[Feeds, Array]] | None = None,
     macs: Mapping[str, int] | None = None,
     tuned: bool = True,
-    workers: int = -1,
+    workers: int = 0,
+    backend: str = "local",
     threads: int = 1,
     cache: Path | None = None,
     contest: Callable[[Choice], bool] | None = None,
@@ -49,7 +50,8 @@ def choose_bits(
         labelled: Held-out rows with class indices, if there are any.
         macs: Multiply-accumulates per row of the layers, for `max_bops`.
         tuned: The final network gets its moments matched.
-        workers: Processes; -1 for one per core.
+        workers: Processes; 0 for one per core.
+        backend: Where they are, see `onnxq.jobs.open_backend`.
         threads: Intra-op threads that latency is measured with.
         cache: Folder that keeps sensitivities from run to run.
         contest: Measure rivals of the program's choice, too, those for which this is true (`contested`).
@@ -64,7 +66,9 @@ def choose_bits(
     tried = list(dict.fromkeys((BASE, *options, *([FLOAT] if timed else []))))
     budgets, known = [], None
     if tried != [BASE] or wishes.max_drop is None:
-        known = sensitivities(found, tried, batches, tuned=tuned, workers=workers, cache=cache, log=log)
+        known = sensitivities(
+            found, tried, batches, tuned=tuned, workers=workers, backend=backend, cache=cache, log=log
+        )
         one = {name: value[:1] for name, value in batches[0].items()} if rows_are_free(found.model) else batches[0]
         latency, float_ms = latency_costs(found, tried, one, threads=threads) if timed else (None, 0.0)
         size = graph.disk_bytes(float_path)

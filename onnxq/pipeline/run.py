@@ -25,7 +25,7 @@ from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, 
 from onnxq.pipeline.result import Checks, QuantizedModel, left_out, packs
 from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
-from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, tune
+from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, require_place, tune
 from onnxq.pipeline.verify import too_slow, verify
 from onnxq.plan import Placement
 from onnxq.recipe import Recipe, plain, resolve
@@ -73,9 +73,10 @@ def quantize(
         UnsupportedError: Nothing in the model can be quantized.
         UsageError: The recipe contradicts itself, or the state in `place.progress` is another run's.
         TargetNotMet: The budgets cannot be met; the message says what can.
-        EnvironmentFault: The recipe learns, and PyTorch or the device is missing.
+        EnvironmentFault: The recipe learns, and PyTorch or the device is missing; or the backend cannot be reached.
     """
     settings = resolve(recipe, **changes)
+    require_place(settings, place)
     require_learning(settings, place)
     require_consistent(settings)
     require_target(settings)
@@ -154,7 +155,7 @@ def _work(path: Path, loaded: Model, data: Data, settings: Recipe, log: Log) -> 
 def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> QuantizedModel:
     """Place, observe, plan, tune, emit, verify."""
     prepared, settings, log = work.prepared, work.settings, work.log
-    found_plan = _plan(work, keep, place.workers, timed=checks.verify and checks.time_it)
+    found_plan = _plan(work, keep, place, timed=checks.verify and checks.time_it)
     plan, observations, macs = found_plan.plan, found_plan.seen, found_plan.macs
     work = replace(work, placed=found_plan.placed)
     outcome = Outcome(Tuned(plan))
@@ -217,7 +218,7 @@ class Plan:
     choice: Choice | None = None
 
 
-def _plan(work: Work, keep: bool, workers: int, *, timed: bool) -> Plan:
+def _plan(work: Work, keep: bool, place: Workplace, *, timed: bool) -> Plan:
     """The plan for the recipe's target; where `timed`, the clock may move layers back to float."""
     model, settings, log = work.prepared.model, work.settings, work.log
     target = target_of(settings.target)
@@ -231,13 +232,13 @@ def _plan(work: Work, keep: bool, workers: int, *, timed: bool) -> Plan:
         faster = measured(work.prepared, placement, seen, work.rows, settings, log)
         placement, placed = faster.placement, faster.placed
     macs = bench.float_macs(model, seen.shapes, seen.batch_rows)
-    plan, missed, choice = _planned(replace(work, placed=placed), placement, seen, macs, keep, workers)
+    plan, missed, choice = _planned(replace(work, placed=placed), placement, seen, macs, keep, place)
     skipped = {name: reason for name, reason in plan.skipped.items() if name not in blocks}
     return Plan(replace(plan, blocks=blocks, skipped=skipped), seen, macs, missed, placed, choice)
 
 
 def _planned(
-    work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, workers: int
+    work: Work, placement: Placement, seen: Observations, macs: Mapping[str, int], keep: bool, place: Workplace
 ) -> tuple[QuantPlan, str, Choice | None]:
     """The plan, why budgets are not met ("" where they are, or there are none), and what they chose."""
     model, settings, log = work.prepared.model, work.settings, work.log
@@ -245,7 +246,7 @@ def _planned(
         ranges = choose_ranges(model, placement, seen, work.rows, settings, log)
         return plan_of(model, placement, ranges, work.rows, settings, log), "", None
     found = calibrated(model, placement, seen, work.rows, settings, [settings.activation_bits], log)
-    ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, workers)
+    ask = Ask(work.path, found, settings, work.rows, work.held_out, work.labelled, macs, work.provenance, place)
     allotted = allot(ask, keep=keep, log=log)
     for sentence in describe(allotted.choice):
         log.note(sentence)

@@ -11,24 +11,22 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import joblib
 from scipy.stats import spearmanr
 
 from onnxq import graph
 from onnxq.emit import emit
-from onnxq.errors import EnvironmentFault, UsageError
+from onnxq.errors import EnvironmentFault
+from onnxq.jobs import open_backend, require_backend, results
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.trials import Walk
 from onnxq.plan import find_blocks, plan_to_json
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import TuneMoments, walk
-from onnxq.tune.sensitivity import Trial, measure, output_error
+from onnxq.tune.sensitivity import measure, output_error
 from onnxq.types import Feeds, Log, QuantPlan, Silence, Tuned
 from onnxq.types.mixed import BASE, FLOAT, Added, Allocation, Bits, Sensitivities
 
-BACKENDS = {"local": "loky"}
-"""Names that users give -> names that joblib knows."""
-SCHEMA = 2
+SCHEMA = 3
 """Of the kept results: another number makes them all unknown."""
 
 
@@ -38,7 +36,7 @@ def sensitivities(
     batches: Sequence[Feeds],
     *,
     tuned: bool = True,
-    workers: int = -1,
+    workers: int = 0,
     backend: str = "local",
     cache: Path | None = None,
     log: Log = Silence(),
@@ -50,17 +48,16 @@ def sensitivities(
         options: Bits to try; float costs nothing by definition, and 8/8 adds nothing at the outputs.
         batches: Calibration rows.
         tuned: Match each group's moments before it is measured, as the final network's will be.
-        workers: Processes; -1 for one per core. The result does not depend on it.
-        backend: "local".
+        workers: Processes; 0 for one per core. The result does not depend on it.
+        backend: Where they are, see `onnxq.jobs.open_backend`. The result does not depend on it either.
         cache: Folder of results that are kept from run to run; None keeps none.
         log: Progress.
 
     Raises:
         UsageError: No such backend, or no ranges for some activation bits.
-        EnvironmentFault: The folder `cache` cannot be written.
+        EnvironmentFault: The folder `cache` cannot be written, or the backend cannot be reached.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"there is no backend {backend!r}; known: {', '.join(BACKENDS)}.")
+    require_backend(backend)
     log.stage("Measuring sensitivities")
     tried = [bits for bits in dict.fromkeys((BASE, *options)) if bits != FLOAT]
     plans = {
@@ -74,12 +71,13 @@ def sensitivities(
     }
     with tempfile.TemporaryDirectory(prefix="onnxq-") as scratch:
         walk = Walk(found, missing, batches, Path(scratch), tuned=tuned)
-        run = joblib.Parallel(workers, backend=BACKENDS[backend], return_as="generator", pre_dispatch="2*n_jobs")
-        for done, (trial, errors) in enumerate(run(joblib.delayed(_measured)(trial) for trial in walk.trials())):
-            store.keep(trial.layers, trial.plans, errors)
-            known[trial.group].update(errors)
-            walk.release(trial)
-            log.step(f"{done + 1} of {sum(map(bool, missing.values()))} groups of layers")
+        with open_backend(backend, workers) as workplace:
+            for done, (task, errors) in enumerate(results(workplace, measure, walk.trials())):
+                trial = task.argument
+                store.keep(trial.layers, trial.plans, errors)
+                known[trial.group].update(errors)
+                walk.release(trial)
+                log.step(f"{done + 1} of {sum(map(bool, missing.values()))} groups of layers")
     added = {group: _added(entries, options) for group, entries in known.items()}
     rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
     return Sensitivities(walk.base_error, found.groups, added, rows)
@@ -125,10 +123,6 @@ def additivity(points: Sequence[Allocation]) -> float:
     """Rank correlation (Spearman) of predicted and measured degradation; NaN for fewer than three points."""
     pairs = [(point.degradation, point.measured) for point in points if point.measured is not None]
     return float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else math.nan
-
-
-def _measured(trial: Trial) -> tuple[Trial, dict[Bits, Added]]:
-    return trial, measure(trial)
 
 
 def _added(entries: Mapping[Bits, Added], options: Sequence[Bits]) -> dict[Bits, Added]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxq import calibrate, graph, passes
 from onnxq.calibrate import Preprocess
+from onnxq.jobs import require_backend
 from onnxq.pipeline.allocate import errors_of, sizes
 from onnxq.pipeline.budgeting import calibrated
 from onnxq.pipeline.planning import observe
@@ -35,7 +36,8 @@ def sensitivity(
     rows: int = ROWS,
     points: int = POINTS,
     check: bool = False,
-    workers: int = -1,
+    workers: int = 0,
+    backend: str = "local",
     cache: Path | None = None,
     log: Log = Silence(),
 ) -> Study:
@@ -51,14 +53,18 @@ def sensitivity(
         rows: Most of them that errors are measured on.
         points: Points of the front, about.
         check: Measure the network of every point, too.
-        workers: Processes; -1 for one per core.
+        workers: Processes; 0 for one per core.
+        backend: Where they are, see `onnxq.jobs.open_backend`.
         cache: Folder that keeps results from run to run.
         log: Progress.
 
     Raises:
         InputError: The model or the data cannot be read or does not fit.
         UnsupportedError: Nothing in the model can be quantized.
+        UsageError: No such backend.
+        EnvironmentFault: It cannot be reached.
     """
+    require_backend(backend)
     log.stage("Reading the model")
     loaded = load_float(model)
     dataset = calibrate.open_data(data, model_inputs(loaded), preprocess=preprocess, samples=samples, batch=batch)
@@ -72,7 +78,7 @@ def sensitivity(
     activations = [bits for _, bits in tried]
     found = calibrated(prepared.model, placement, observations, fit, settings, activations, log)
     batches: list[Feeds] = list(batches_of(fit, BATCH, free=rows_are_free(prepared.model), limit=rows))
-    known = sensitivities(found, tried, batches, workers=workers, cache=cache, log=log)
+    known = sensitivities(found, tried, batches, workers=workers, backend=backend, cache=cache, log=log)
     chosen = front(errors_of(known), sizes(found, known), points=points)
     if check:
         chosen = remeasured(found, known, chosen, batches, log=log)

@@ -15,6 +15,7 @@ from pathlib import Path
 from onnxq import graph
 from onnxq.emit import emit
 from onnxq.graph import Model
+from onnxq.jobs import Task
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.plan import Block, find_blocks
 from onnxq.runtime import Session, SessionConfig
@@ -26,6 +27,7 @@ from onnxq.types.mixed import Bits
 
 QUIET = SessionConfig(stop_spinning=True)
 KINDS = ("float", "quantized")
+MODEL = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Walk:
         graph.infer_shapes(shaped)
         self._blocks = find_blocks(shaped)
         self._outputs = [graph.name_of(value) for value in found.model.graph.outputs]
-        graph.save(found.model, folder / "model.onnx")
+        graph.save(found.model, folder / MODEL)
         self.base_error = self._write_outputs()
         self._spans = sorted(
             (self._span(group, plans) for group, plans in wanted.items() if plans), key=lambda pair: pair[0]
@@ -94,8 +96,11 @@ class Walk:
         span = Span(group, min(layers + starts), max(layers), plans)
         return span.start, span
 
-    def trials(self) -> Iterator[Trial]:
-        """All trials, cut after cut; the files of a cut are written when its first trial is asked for."""
+    def trials(self) -> Iterator[Task[Trial]]:
+        """All trials, cut after cut; the files of a cut are written when its first trial is asked for.
+
+        The first ones have most of the network behind them, so they are the longest.
+        """
         last = {name: index for index, block in enumerate(self._blocks) for name in block.inputs}
         at = 0
         with Cache() as cache:
@@ -110,23 +115,24 @@ class Walk:
                     at += 1
                 if not self._cut(start).exists():
                     self._write_cut(cache, start)
-                yield self._trial(span)
+                trial = self._trial(span)
+                yield Task(trial.group, trial, self._folder, trial.files)
 
     def release(self, trial: Trial) -> None:
         """A trial is done: remove the files of its cut if it was the last one there."""
-        start = int(trial.cut.name.removeprefix("cut_"))
+        start = int(trial.cut.removeprefix("cut_"))
         self._left[start] -= 1
         if not self._left[start]:
-            shutil.rmtree(trial.cut)
+            shutil.rmtree(self._cut(start))
 
     def _trial(self, span: Span) -> Trial:
         inside, behind = self._blocks[span.start : span.end + 1], self._blocks[span.end + 1 :]
         later = {name for block in behind for name in block.inputs}.union(self._outputs)
         changing = {name for block in (*inside, *behind) for name in block.outputs}
         return Trial(
-            model=self._folder / "model.onnx",
-            cut=self._cut(span.start),
-            wanted=self._cut(None),
+            model=MODEL,
+            cut=self._cut(span.start).name,
+            wanted=self._cut(None).name,
             batches=len(self._batches),
             inputs=self._inputs(span.start),
             middle=tuple(name for block in inside for name in block.outputs if name in later),

@@ -5,7 +5,6 @@ Each is kept only if the model's outputs gain by it on rows that nothing was lea
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from onnxq import graph
 from onnxq.emit import emit
 from onnxq.errors import UsageError
 from onnxq.graph import Model
-from onnxq.pipeline.checkpoint import Checkpoint, Progress, key_of
+from onnxq.jobs import LOCAL, open_backend, require_backend
+from onnxq.pipeline.checkpoint import Checkpoint, KeptLayers, Progress, key_of
 from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import Block, find_blocks, layer_slices
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
-from onnxq.tune import ErrorSums, TuneMoments, batches_of, halves, walk
+from onnxq.tune import ErrorSums, Method, TuneMoments, batches_of, halves, walk
 from onnxq.tune.methods import MATCH_MOMENTS, find_device, learned_method, needs_torch, require_torch
 from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned, TuningStep
 
@@ -40,15 +40,17 @@ class Workplace:
 
     Attributes:
         device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: Processes of the unit "parallel"; 0 takes one per processor.
+        workers: Processes of the unit "parallel" and of budgets; 0 takes one per processor.
         progress: Folder that keeps what was learned so far; None keeps nothing.
         resume: The folder must hold this run's state.
+        backend: Where the processes are: "local", "dask://host:port" or "ray://host:port".
     """
 
     device: str = "auto"
     workers: int = 0
     progress: Path | None = None
     resume: bool = False
+    backend: str = LOCAL
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,25 @@ class Outcome:
 
 
 def keeps_progress(settings: Recipe) -> bool:
-    """Whether a recipe learns block after block, so that a folder can keep what it has found."""
-    return settings.reconstruction != "none" and settings.unit != "parallel"
+    """Whether a recipe learns weights, so that a folder can keep what it has found."""
+    return settings.reconstruction != "none"
+
+
+def require_place(settings: Recipe, place: Workplace) -> None:
+    """Refuse a backend that cannot be used, before any work is done.
+
+    Raises:
+        UsageError: There is no such backend, or the recipe has no work for one.
+        EnvironmentFault: It cannot be reached.
+    """
+    if place.backend == LOCAL:
+        return
+    if not settings.wishes and not (keeps_progress(settings) and settings.unit == "parallel"):
+        raise UsageError(
+            "--backend is for budgets (--max-size and the like) and for --unit parallel with a --reconstruction: this "
+            "run has no work for other machines."
+        )
+    require_backend(place.backend)
 
 
 def require_learning(settings: Recipe, place: Workplace) -> str:
@@ -79,13 +98,14 @@ def require_learning(settings: Recipe, place: Workplace) -> str:
         EnvironmentFault: PyTorch or the device is missing.
     """
     if place.resume and not keeps_progress(settings):
-        raise UsageError("there is nothing to resume: only a reconstruction by block or layer keeps its progress.")
+        raise UsageError("there is nothing to resume: only a reconstruction keeps its progress.")
     if settings.reconstruction == "none" and not settings.bias_tuning:
         return ""
     if not settings.bias_tuning and not needs_torch(settings.reconstruction) and place.device in ("auto", "cpu"):
         return "cpu"
     require_torch("learning")
-    return find_device(place.device)
+    apart = place.backend != LOCAL and place.device == "auto" and settings.unit == "parallel"
+    return find_device("cpu" if apart else place.device)  # the GPUs of this machine are not those of the cluster
 
 
 def tune(model: Model, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log, place: Workplace) -> Outcome:
@@ -147,12 +167,7 @@ def reconstruct(
     method = learned_method(settings.reconstruction, iterations=settings.iterations, device=device)
     batches = learning_batches(model, rows)
     if settings.unit == "parallel":
-        from onnxq.tune.parallel import parallel
-
-        slices, every = _blocks(model, layer_slices), list(batches)
-        workers = place.workers or os.cpu_count() or 1
-        found, each = parallel(model, tuned, slices, method, every, workers=workers, seed=settings.seed, log=log)
-        return found, tuple(each)
+        return _apart(model, tuned, method, list(batches), settings, log, place)
     limit = 1 if settings.unit == "layer" else 8
     blocks = _blocks(model, lambda shaped: find_blocks(shaped, limit=limit))
     kept = Checkpoint(place.progress, key_of(settings, tuned.plan), resume=place.resume) if place.progress else None
@@ -169,6 +184,25 @@ def reconstruct(
     found, _ = walk(
         model, start.tuned, blocks, [method], batches, seed=settings.seed, log=log, done=start.done, after=keep
     )
+    return found, tuple(results)
+
+
+def _apart(
+    model: Model, tuned: Tuned, method: Method, batches: Sequence[Feeds], settings: Recipe, log: Log, place: Workplace
+) -> tuple[Tuned, tuple[BlockResult, ...]]:
+    """Learn every layer by itself; those that an interrupted run has done are not done again."""
+    from onnxq.tune.parallel import parallel
+
+    kept = KeptLayers(place.progress, key_of(settings, tuned.plan), resume=place.resume) if place.progress else None
+    known = kept.read() if kept is not None else {}
+    if known:
+        log.note(f"going on behind {len(known)} layers, where an earlier run stopped")
+    slices = _blocks(model, layer_slices)
+    with open_backend(place.backend, place.workers) as backend:
+        found, results = parallel(
+            model, tuned, slices, method, batches, backend=backend, seed=settings.seed, log=log, known=known,
+            after=kept.write if kept is not None else None,
+        )  # fmt: skip
     return found, tuple(results)
 
 

@@ -13,6 +13,7 @@ from onnxq.report.html import html_compare, html_report
 from onnxq.report.layers import print_layers
 from onnxq.report.rewriting import print_reparam, reparam_document
 from onnxq.report.sensitivity import print_sensitivity, sensitivity_document
+from onnxq.report.sweep import print_sweep, sweep_document
 from onnxq.report.terminal import (
     print_evaluation,
     print_inspection,
@@ -37,9 +38,11 @@ __all__ = [
     "print_quantize",
     "print_reparam",
     "print_sensitivity",
+    "print_sweep",
     "quantize_document",
     "read_run",
     "reparam_document",
     "sensitivity_document",
+    "sweep_document",
     "to_json",
 ]

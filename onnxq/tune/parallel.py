@@ -1,32 +1,33 @@
-"""Every layer tuned on its own, from float inputs to float outputs, spread over local processes.
+"""Every layer tuned on its own, from float inputs to float outputs, spread over processes or a cluster.
 
 This is the parallel variant of Hubara et al., arXiv 2006.10518: no layer waits for another, at the price that none
 makes up for the errors of those in front of it. A walk over blocks, or moments behind this, do that.
 
 The float model runs once per group of layers and writes what goes into and comes out of them to a temporary folder; a
-process reads one batch at a time from there. A group is as large as the budget allows, and at least one layer. Layers
-with much work come first, so that no process is left alone with a large one at the end. What comes out does not depend
-on the number of processes: each works with one thread, and each layer has its own seed.
+process reads one batch at a time from there (`onnxq.jobs` sends the files along where the worker is another machine). A
+group is as large as the budget allows, and at least one layer. Layers with much work come first, so that no process is
+left alone with a large one at the end. What comes out does not depend on the number of processes, nor on where they
+are: each works with one thread, and each layer has its own seed.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 
 from onnxq import graph
 from onnxq.graph import Layer, Model
+from onnxq.jobs import Backend, Task, results
 from onnxq.plan import Block, room_for_bias
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune.job import Job, Method
 from onnxq.tune.walk import halves, tune_block
-from onnxq.types import Array, BlockResult, Feeds, Log, QuantPlan, Silence, Tuned
+from onnxq.types import Array, BlockResult, Feeds, Log, QuantPlan, Silence, Tuned, TunedLayer
 
 DISK_BUDGET = 1 << 32
 """Bytes of activations on disk at a time."""
@@ -36,7 +37,7 @@ QUIET = SessionConfig(stop_spinning=True)
 
 
 class StoredFeeds(Sequence[Feeds]):
-    """Feeds in files, read when asked for; it pickles as the names of the files.
+    """Feeds in files, read when asked for.
 
     Args:
         folder: Where they are.
@@ -55,7 +56,7 @@ class StoredFeeds(Sequence[Feeds]):
         """The feed of one batch."""
         if not 0 <= batch < self._batches:
             raise IndexError(batch)
-        files = {name: _file(self._folder, stem, batch) for name, stem in self._stems.items()}
+        files = {name: self._folder / _file(stem, batch) for name, stem in self._stems.items()}
         return {name: np.load(path, allow_pickle=False) for name, path in files.items()}
 
 
@@ -72,24 +73,26 @@ class Notes(Silence):
 
 @dataclass(frozen=True)
 class LayerTask:
-    """What a process needs to tune one layer; it pickles without the activations.
+    """What a worker needs to tune one layer, besides the files.
 
     Attributes:
         block: The layer's slice.
-        model: File of its float graph.
+        model: Name of the file of its float graph.
         tuned: The whole plan; of what was learned, this layer's entry.
         method: What tunes it.
-        inputs: Of the float network.
-        targets: Outputs of the float network.
+        inputs: Of the float network: tensor -> how the names of its files begin.
+        targets: Outputs of the float network, likewise.
+        batches: Number of batches.
         seed: Of everything random.
     """
 
     block: Block
-    model: Path
+    model: str
     tuned: Tuned
     method: Method
-    inputs: StoredFeeds
-    targets: StoredFeeds
+    inputs: Mapping[str, str]
+    targets: Mapping[str, str]
+    batches: int
     seed: int
 
 
@@ -100,10 +103,12 @@ def parallel(
     method: Method,
     batches: Sequence[Feeds],
     *,
-    workers: int,
+    backend: Backend,
     seed: int = 0,
     log: Log = Silence(),
     budget: int = DISK_BUDGET,
+    known: Mapping[str, TunedLayer] | None = None,
+    after: Callable[[TunedLayer], None] | None = None,
 ) -> tuple[Tuned, list[BlockResult]]:
     """Tune layers independently of each other.
 
@@ -114,44 +119,66 @@ def parallel(
         method: Applied to each. It may change the layer's weight grid, codes and bias, and grids of tensors that the
             slice makes; other changes are dropped.
         batches: Calibration rows.
-        workers: Number of processes; 1 works in this one.
+        backend: Where the jobs run, see `onnxq.jobs.open_backend`.
         seed: Of everything random; each layer gets its own.
         log: Progress, and which layers stay as they are.
         budget: Bytes of activations on disk at a time.
+        known: Slices that an earlier run has done, by name; they are not done again.
+        after: Called with every other one as soon as it is done.
 
     Returns:
         What was found, and what the method did to each layer, in the order of `slices`.
+
+    Raises:
+        EnvironmentFault: The backend is gone, or the worker of one layer died every time.
     """
     seeds = {part.name: seed + index for index, part in enumerate(slices)}
     wanted = [part for part in slices if part.layers[0] in tuned.plan.weights]
-    found: dict[str, tuple[Tuned, BlockResult]] = {}
-    sizes = _sizes(model, wanted, batches)
-    for group in _groups(wanted, sizes, _work(model, wanted, sizes), budget):
+    found = {part.name: known[part.name] for part in wanted if known is not None and part.name in known}
+    missing = [part for part in wanted if part.name not in found]
+    sizes = _sizes(model, missing, batches)
+    for group in _groups(missing, sizes, _work(model, missing, sizes), budget):
         with tempfile.TemporaryDirectory(prefix="onnxq-", ignore_cleanup_errors=True) as folder:
             tasks = list(_tasks(model, tuned, group, method, batches, seeds, Path(folder)))
-            runner = Parallel(n_jobs=workers, batch_size=1, pre_dispatch="all", max_nbytes=None, return_as="generator")
-            for task, (state, result, notes) in zip(tasks, runner(delayed(tune_layer)(t) for t in tasks), strict=True):
-                found[task.block.name] = state, result
-                log.step(f"layer {len(found)} of {len(wanted)}: {task.block.name}")
-                for note in notes:
+            for task, layer in results(backend, tune_layer, tasks):
+                found[layer.block] = layer
+                if after is not None:
+                    after(layer)
+                log.step(f"layer {len(found)} of {len(wanted)}: {task.name}")
+                for note in layer.notes:
                     log.note(note)
-    states = [(part, found[part.name][0]) for part in wanted]
-    return _merged(model, tuned, states), [found[part.name][1] for part in wanted]
+    layers = [found[part.name] for part in wanted]
+    return _merged(model, tuned, layers), [layer.result for layer in layers]
 
 
-def tune_layer(task: LayerTask) -> tuple[Tuned, BlockResult, list[str]]:
-    """Do one task with one thread; returns what was found, what was done, and notes for the log."""
+def tune_layer(task: LayerTask, folder: Path) -> TunedLayer:
+    """Do one task with one thread, from files in `folder`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         notes = Notes()
-        train, held = halves(len(task.inputs))
-        model = graph.parse(task.model)
-        job = Job(task.block, model, task.inputs, task.inputs, task.targets, train, held, task.seed, notes)
-        state, results = tune_block(job, task.tuned, [task.method])
-        return state, results[0], notes.kept
+        train, held = halves(task.batches)
+        model = graph.parse(folder / task.model)
+        inputs, targets = (StoredFeeds(folder, stems, task.batches) for stems in (task.inputs, task.targets))
+        job = Job(task.block, model, inputs, inputs, targets, train, held, task.seed, notes)
+        state, (result, *_) = tune_block(job, task.tuned, [task.method])
+        return _changes(task.block, model, state, result, notes.kept)
     finally:
         torch.set_num_threads(threads)
+
+
+def _changes(part: Block, model: Model, state: Tuned, result: BlockResult, notes: Sequence[str]) -> TunedLayer:
+    """What a layer may change: its weight, and the grids of the tensors that its slice makes."""
+    nodes = graph.node_names(model)
+    made = [graph.name_of(value) for name in part.nodes if name in nodes for value in nodes[name].outputs]
+    return TunedLayer(
+        part.name,
+        {name: state.plan.tensors[name] for name in made if name in state.plan.tensors},
+        {name: state.plan.weights[name] for name in part.layers},
+        {name: state.layers[name] for name in part.layers if name in state.layers},
+        result,
+        tuple(notes),
+    )
 
 
 def _tasks(
@@ -162,27 +189,29 @@ def _tasks(
     batches: Sequence[Feeds],
     seeds: Mapping[str, int],
     folder: Path,
-) -> Iterator[LayerTask]:
+) -> Iterator[Task[LayerTask]]:
     """Write what the layers of a group need; each tensor once."""
     names = list(dict.fromkeys(name for part in group for name in (*part.inputs, *part.outputs)))
     stems = {name: f"tensor_{index}" for index, name in enumerate(names)}
     session = _session(model, names, batches[0])
     for batch, feeds in enumerate(batches):
         for name, value in _seen(session, names, feeds):
-            np.save(_file(folder, stems[name], batch), value, allow_pickle=False)
+            np.save(folder / _file(stems[name], batch), value, allow_pickle=False)
     for index, part in enumerate(group):
-        path = folder / f"layer_{index}.onnx"
-        graph.save(graph.sub_model(model, part.inputs, part.outputs), path)
+        path = f"layer_{index}.onnx"
+        graph.save(graph.sub_model(model, part.inputs, part.outputs), folder / path)
         layers = {name: tuned.layers[name] for name in part.layers if name in tuned.layers}
-        inputs, targets = (
-            StoredFeeds(folder, {name: stems[name] for name in side}, len(batches))
-            for side in (part.inputs, part.outputs)
+        inputs, targets = ({name: stems[name] for name in side} for side in (part.inputs, part.outputs))
+        argument = LayerTask(
+            part, path, Tuned(tuned.plan, layers), method, inputs, targets, len(batches), seeds[part.name]
         )
-        yield LayerTask(part, path, Tuned(tuned.plan, layers), method, inputs, targets, seeds[part.name])
+        used = dict.fromkeys((*inputs.values(), *targets.values()))
+        files = [path, *(_file(stem, batch) for stem in used for batch in range(len(batches)))]
+        yield Task(part.name, argument, folder, tuple(files))
 
 
-def _file(folder: Path, stem: str, batch: int) -> Path:
-    return folder / f"{stem}_{batch}.npy"
+def _file(stem: str, batch: int) -> str:
+    return f"{stem}_{batch}.npy"
 
 
 def _session(model: Model, names: Sequence[str], feeds: Feeds) -> Session | None:
@@ -238,16 +267,15 @@ def _groups(
         yield group
 
 
-def _merged(model: Model, tuned: Tuned, states: Sequence[tuple[Block, Tuned]]) -> Tuned:
-    """One plan of all results: every layer's weight, and the grids of the tensors that it makes."""
-    nodes = graph.node_names(model)
+def _merged(model: Model, tuned: Tuned, found: Sequence[TunedLayer]) -> Tuned:
+    """One plan of all results."""
     tensors, weights, layers = dict(tuned.plan.tensors), dict(tuned.plan.weights), dict(tuned.layers)
-    for part, state in states:
-        made = [graph.name_of(value) for name in part.nodes for value in nodes[name].outputs]
-        tensors |= {name: state.plan.tensors[name] for name in made if name in tensors}
-        weights |= {name: state.plan.weights[name] for name in part.layers}
-        layers |= {name: state.layers[name] for name in part.layers if name in state.layers}
-    return _roomy(nodes, Tuned(replace(tuned.plan, tensors=tensors, weights=weights), layers))
+    for layer in found:
+        tensors |= layer.tensors
+        weights |= layer.weights
+        layers |= layer.learned
+    plan = replace(tuned.plan, tensors=tensors, weights=weights)
+    return _roomy(graph.node_names(model), Tuned(plan, layers))
 
 
 def _roomy(nodes: Mapping[str, graph.Node], tuned: Tuned) -> Tuned:

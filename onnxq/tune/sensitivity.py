@@ -33,12 +33,12 @@ ONE_THREAD = SessionConfig(threads=1, stop_spinning=True)
 
 @dataclass(frozen=True)
 class Trial:
-    """One group of layers at several bits; plain data that other processes can receive.
+    """One group of layers at several bits; plain data that other processes can receive. Files are named as a job's are.
 
     Attributes:
         model: File of the prepared float model.
         cut: Folder with the activations at the cut: `float_<batch>.npz`, `quantized_<batch>.npz`.
-        wanted: Folder with the outputs of the base, in files of the same names.
+        wanted: Folder with the outputs of the base, `quantized_<batch>.npz`.
         batches: Number of batches.
         inputs: Values that the part from the cut on reads.
         middle: Values behind the last block that holds one of the layers.
@@ -49,9 +49,9 @@ class Trial:
         tuned: Match the moments of the group before measuring.
     """
 
-    model: Path
-    cut: Path
-    wanted: Path
+    model: str
+    cut: str
+    wanted: str
     batches: int
     inputs: tuple[str, ...]
     middle: tuple[str, ...]
@@ -60,6 +60,12 @@ class Trial:
     layers: tuple[str, ...]
     plans: Mapping[Bits, QuantPlan]
     tuned: bool = True
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Everything that it reads."""
+        stems = f"{self.cut}/float_", f"{self.cut}/quantized_", f"{self.wanted}/quantized_"
+        return (self.model, *(f"{stem}{batch}.npz" for stem in stems for batch in range(self.batches)))
 
 
 def output_error(
@@ -80,13 +86,19 @@ def output_error(
     return errors.relative()
 
 
-def measure(trial: Trial) -> dict[Bits, Added]:
-    """Errors of a trial at all its bits; at 8 bits none is added, and only the block is looked at."""
-    model = _loaded(trial.model)
+def measure(trial: Trial, folder: Path) -> dict[Bits, Added]:
+    """Errors of a trial at all its bits; at 8 bits none is added, and only the block is looked at.
+
+    Args:
+        trial: What is tried.
+        folder: Holds its files.
+    """
+    model = _loaded(folder / trial.model)
     front = graph.sub_model(model, trial.inputs, trial.middle)
     rear = graph.sub_model(model, trial.inputs, trial.outputs)
-    floats = _Files(trial.cut, "float_", trial.batches)
-    feeds = _Files(trial.cut, "quantized_", trial.batches)
+    floats = _Files(folder / trial.cut, "float_", trial.batches)
+    feeds = _Files(folder / trial.cut, "quantized_", trial.batches)
+    base = _Files(folder / trial.wanted, "quantized_", trial.batches)
     session = Session(front, ONE_THREAD)
     targets = [session.run(given) for given in floats]
     every = tuple(range(trial.batches))
@@ -95,16 +107,16 @@ def measure(trial: Trial) -> dict[Bits, Added]:
     found = {}
     for bits, plan in trial.plans.items():
         tuned = TuneMoments()(job, Tuned(plan)) if trial.tuned else Tuned(plan)
-        output = _output_error(rear, tuned, trial, feeds) if bits != BASE else 0.0
+        output = _output_error(rear, tuned, base, feeds) if bits != BASE else 0.0
         found[bits] = Added(output, block_error(job, tuned))
     return found
 
 
-def _output_error(rear: Model, tuned: Tuned, trial: Trial, feeds: Sequence[Feeds]) -> float:
+def _output_error(rear: Model, tuned: Tuned, base: Sequence[Feeds], feeds: Sequence[Feeds]) -> float:
     session = Session(_quantized(rear, tuned), ONE_THREAD)
-    errors, base = ErrorSums(), _Files(trial.wanted, "quantized_", trial.batches)
-    for batch in range(trial.batches):
-        errors.add(base[batch], base[batch] | session.run(feeds[batch]))
+    errors = ErrorSums()
+    for wanted, given in zip(base, feeds, strict=True):
+        errors.add(wanted, wanted | session.run(given))
     return errors.relative()
 
 

@@ -1,5 +1,6 @@
 """The values that flow between the stages. All are frozen; none knows how it was made."""
 
+from onnxq.types.apart import TunedLayer
 from onnxq.types.flow import (
     Array,
     BlockResult,
@@ -31,7 +32,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
-from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work
+from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work, compare_words
 from onnxq.types.target import BlockGrid
 from onnxq.types.tuning import TuningStep
 
@@ -72,9 +73,11 @@ __all__ = [
     "TensorGrid",
     "TensorStats",
     "Tuned",
+    "TunedLayer",
     "TuningStep",
     "Verdict",
     "WeightGrid",
     "Within",
     "Work",
+    "compare_words",
 ]

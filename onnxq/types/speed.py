@@ -20,7 +20,8 @@ DRIFT = 0.05
 """The same for two runs of the program: where memory happens to lie differs from process to process."""
 
 
-def _compare(ratio: Interval | None) -> str:
+def compare_words(ratio: Interval | None) -> str:
+    """What a ratio of times to the reference's says; below 1 is faster."""
     if ratio is None:
         return "the reference"
     if ratio.low <= 1 <= ratio.high or abs(ratio.value - 1) < NEGLIGIBLE:
@@ -62,7 +63,7 @@ class Latency:
         fallback = ""
         if self.provider not in self.ran_on:
             fallback = f"; ran on {', '.join(self.ran_on) or 'nothing'}, not on {self.provider}"
-        return _compare(self.ratio) + fallback
+        return compare_words(self.ratio) + fallback
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_results_are_kept(found, known, tmp_path, monkeypatch):
         group: errors[(2, 8)] for group, errors in known.added.items()
     }
     asked = []
-    monkeypatch.setattr(sensitivity, "measure", lambda trial: asked.append(trial.group) or {})
+    monkeypatch.setattr(sensitivity, "measure", lambda trial, folder: asked.append(trial.group) or {})
     assert sensitivity.sensitivities(found, options, rows(), workers=1, cache=tmp_path / "kept") == first
     assert not asked
     for other in ({"batches": rows(seed=1)}, {"batches": rows(), "tuned": False}):
@@ -173,7 +173,7 @@ def test_damaged_results_are_measured_again(found, known, tmp_path):
 
 
 def test_an_unknown_backend_is_refused(found):
-    with pytest.raises(UsageError, match="no backend 'ray'; known: local"):
+    with pytest.raises(UsageError, match="--backend takes local, dask://host:port or ray://host:port, not 'ray'"):
         sensitivity.sensitivities(found, OPTIONS, rows(), backend="ray")
 
 

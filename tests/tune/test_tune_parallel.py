@@ -14,6 +14,7 @@ pytest.importorskip("joblib")
 from onnxq import graph  # noqa: E402
 from onnxq.emit import emit, weight_codes  # noqa: E402
 from onnxq.errors import UnsupportedError  # noqa: E402
+from onnxq.jobs.local import Local  # noqa: E402
 from onnxq.plan import layer_slices  # noqa: E402
 from onnxq.tune import Job, TuneMoments, block_error  # noqa: E402
 from onnxq.tune import parallel as parallel_module  # noqa: E402
@@ -74,13 +75,14 @@ def alone(m, part, batches, seed):
 
 def test_the_number_of_processes_changes_nothing():
     m, tuned, batches, slices = start()
-    one, first = parallel(m, tuned, slices, QUICK, batches, workers=1, seed=5)
-    two, second = parallel(m, tuned, slices, QUICK, batches, workers=2, seed=5)
+    one, first = parallel(m, tuned, slices, QUICK, batches, backend=Local(1), seed=5)
+    with Local(2) as processes:
+        two, second = parallel(m, tuned, slices, QUICK, batches, backend=processes, seed=5)
     assert same(one, two)
     assert [replace(result, seconds=0) for result in first] == [replace(result, seconds=0) for result in second]
     assert set(one.layers) == {part.layers[0] for part, done in zip(slices, first, strict=True) if done.kept}
     assert len(one.layers) >= 3
-    other, _ = parallel(m, tuned, slices, QUICK, batches, workers=1, seed=6)
+    other, _ = parallel(m, tuned, slices, QUICK, batches, backend=Local(1), seed=6)
     assert not same(one, other)
     emitted = emit(m, one.plan, learned=one.layers)
     wanted, found = run(m, batches[3])["y"], run(emitted, batches[3], optimize="all")["y"]
@@ -90,7 +92,7 @@ def test_the_number_of_processes_changes_nothing():
 @pytest.mark.parametrize("build", [residual, concat])
 def test_each_layer_is_tuned_as_if_it_were_alone(build):
     m, tuned, batches, slices = start(build)
-    found, results = parallel(m, tuned, slices, QUICK, batches, workers=1, seed=3)
+    found, results = parallel(m, tuned, slices, QUICK, batches, backend=Local(1), seed=3)
     assert [result.block for result in results] == [part.name for part in slices]
     changed = set()
     for index, (part, result) in enumerate(zip(slices, results, strict=True)):
@@ -116,6 +118,23 @@ def test_each_layer_is_tuned_as_if_it_were_alone(build):
     assert {tensor for tensor, grid in found.plan.tensors.items() if grid != tuned.plan.tensors[tensor]} == changed
 
 
+def test_layers_that_are_known_are_not_done_again():
+    m, tuned, batches, slices = start()
+    each = []
+    whole, results = parallel(m, tuned, slices, QUICK, batches, backend=Local(1), seed=5, after=each.append)
+    assert sorted(layer.block for layer in each) == sorted(part.name for part in slices)
+    known = {layer.block: layer for layer in each if layer.block != "b"}
+    again = []
+    log = Heard()
+    found, rest = parallel(
+        m, tuned, slices, QUICK, batches, backend=Local(1), seed=5, known=known, after=again.append, log=log
+    )
+    assert [layer.block for layer in again] == ["b"]
+    assert log.steps == ["layer 4 of 4: b"]
+    assert same(found, whole)
+    assert [replace(result, seconds=0) for result in rest] == [replace(result, seconds=0) for result in results]
+
+
 @dataclass(frozen=True)
 class Greedy:
     """Changes everything that it is given, and says by how much."""
@@ -139,7 +158,7 @@ class Greedy:
 
 def test_a_layer_changes_its_own_entries_only():
     m, tuned, batches, slices = start()
-    found, results = parallel(m, tuned, slices, Greedy(), batches, workers=1)
+    found, results = parallel(m, tuned, slices, Greedy(), batches, backend=Local(1))
     assert all(result.kept for result in results)
     makers = {"i": 1, "k": 2, "m": 3, "y": 4}
     assert set(tuned.plan.tensors) == {"x", "o", *makers}
@@ -156,13 +175,13 @@ def test_layers_that_are_not_quantized_or_not_asked_for_stay():
     m, tuned, batches, slices = start()
     known = LearnedLayer(weight_codes(graph.layer_of(graph.node_names(m)["a"]), tuned.plan.weights["a"]), None)
     tuned = replace(tuned, layers={"a": known})
-    found, results = parallel(m, tuned, slices[2:3], TuneMoments(), batches, workers=1)
+    found, results = parallel(m, tuned, slices[2:3], TuneMoments(), batches, backend=Local(1))
     assert [result.block for result in results] == ["c"]
     assert set(found.layers) == {"a", "c"}
     assert found.layers["a"] is known
     weights = {name: grid for name, grid in tuned.plan.weights.items() if name != "c"}
     bare = Tuned(replace(tuned.plan, weights=weights, integer=()), {})
-    assert parallel(m, bare, slices[2:3], QUICK, batches, workers=1) == (bare, [])
+    assert parallel(m, bare, slices[2:3], QUICK, batches, backend=Local(1)) == (bare, [])
 
 
 def test_what_was_learned_is_where_a_layer_starts():
@@ -182,7 +201,7 @@ def test_what_was_learned_is_where_a_layer_starts():
 
     torch.set_num_threads(2)
     try:
-        found, _ = parallel(m, known, slices, Look(), batches, workers=1)
+        found, _ = parallel(m, known, slices, Look(), batches, backend=Local(1))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -194,7 +213,7 @@ def test_what_was_learned_is_where_a_layer_starts():
 
 def test_groups_keep_the_budget_and_start_with_the_most_work(monkeypatch):
     m, tuned, batches, slices = start()
-    whole, _ = parallel(m, tuned, slices, TuneMoments(), batches, workers=1)
+    whole, _ = parallel(m, tuned, slices, TuneMoments(), batches, backend=Local(1))
     order, sizes = [], []
     real = parallel_module._tasks
 
@@ -217,7 +236,7 @@ def test_groups_keep_the_budget_and_start_with_the_most_work(monkeypatch):
     ):
         order.clear()
         sizes.clear()
-        found, _ = parallel(m, tuned, slices, TuneMoments(), batches, workers=1, budget=budget)
+        found, _ = parallel(m, tuned, slices, TuneMoments(), batches, backend=Local(1), budget=budget)
         assert order == groups
         assert same(found, whole)
         assert budget == 1 or max(sizes) <= budget
@@ -241,7 +260,7 @@ class Refuse:
 def test_a_layer_that_is_refused_stays_and_the_log_says_so():
     m, tuned, batches, slices = start(residual, TWO)
     heard = Heard()
-    found, results = parallel(m, tuned, slices, Refuse("b"), batches, workers=1, log=heard)
+    found, results = parallel(m, tuned, slices, Refuse("b"), batches, backend=Local(1), log=heard)
     assert "b" not in found.layers
     assert "a" in found.layers
     assert [result.kept for result in results][1] is False
@@ -267,7 +286,7 @@ def test_steps_leave_room_for_biases_on_grids_that_others_shrank():
                 plan = replace(plan, tensors={**plan.tensors, "i": replace(plan.tensors["i"], scale=1e-9)})
             return Tuned(plan, {job.block.layers[0]: LearnedLayer(codes, np.full(node.channels, 9.0, np.float32))})
 
-    found, _ = parallel(m, tuned, slices, Shrink(), batches, workers=1)
+    found, _ = parallel(m, tuned, slices, Shrink(), batches, backend=Local(1))
     np.testing.assert_allclose(found.plan.weights["c"].scales, 9 / (1e-9 * 2**30), rtol=1e-6)
     assert found.plan.weights["a"] == tuned.plan.weights["a"]
     assert found.plan.weights["d"] == tuned.plan.weights["d"]
