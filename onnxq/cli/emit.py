@@ -9,7 +9,15 @@ import click
 from onnxq.cli.common import require_writable, terminal_log
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  onnxq emit plan.json -o again.onnx
+  onnxq emit plan.json --target tensorrt -o model.trt.onnx
+  onnxq emit plan.json --target openvino --model elsewhere/model.onnx -o model.ov.onnx
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--target", metavar="NAME", help="cpu, tensorrt, cuda, openvino, qnn or web; default: the plan's own.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result.")
