@@ -8,7 +8,6 @@ import click
 
 from onnxq.cli.common import require_writable, terminal_log
 
-
 EPILOG = """\b
 Examples:
   onnxq emit plan.json -o again.onnx
