@@ -83,6 +83,7 @@ def test_the_table_names_every_job(swept, capsys):
     ("options", "code", "message"),
     [
         ([str(CNN), "--recipes", "fast", "quick"], 2, "no preset 'quick'"),
+        ([str(CNN), "--recipes", "fastest", "w4a8"], 2, "recipe fastest decides by the clock"),
         ([str(CNN), "--recipes", "fast", "fast"], 2, "two recipes are called 'fast'"),
         ([str(CNN), str(CNN), "--recipes", "fast"], 2, "two models are called 'digits_cnn'"),
         ([str(CNN), "--recipes", "fast", "--report", "r.html"], 2, "--report compares two jobs or more"),

@@ -32,7 +32,7 @@ def commands(text):
     shown = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
     shown += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     for line in shown:
-        line = line.replace("\\|", "|").removeprefix("$ ")
+        line = re.split(r" {3,}", line.replace("\\|", "|").removeprefix("$ "))[0]  # a remark may stand behind
         if line.startswith("onnxq ") and (words := shlex.split(line, comments=True))[1:]:
             yield words[1], words[2:]
 

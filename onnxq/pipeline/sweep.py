@@ -19,16 +19,16 @@ from typing import Any
 
 from onnxq import bench, calibrate, graph, runtime
 from onnxq.calibrate import Preprocess
-from onnxq.errors import EnvironmentFault, OnnxqError, TargetNotMet
+from onnxq.errors import EnvironmentFault, OnnxqError, TargetNotMet, UsageError
 from onnxq.jobs import LOCAL, Failed, Task, open_backend, outcomes, require_backend
 from onnxq.pipeline.result import Checks
 from onnxq.pipeline.run import quantize
 from onnxq.pipeline.score import evaluate
 from onnxq.pipeline.staging import Place, companions_of, content_of, place_of, require_distinct, rows_of
 from onnxq.pipeline.tuning import Workplace
-from onnxq.recipe import Recipe, resolve
+from onnxq.recipe import Recipe, plain, resolve
 from onnxq.report import quantize_document, to_json
-from onnxq.types import Feeds, Log, Silence, Summary
+from onnxq.types import Feeds, Log, Silence
 from onnxq.types.sweep import Swept
 from onnxq.version import __version__
 
@@ -172,10 +172,7 @@ def quantize_one(job: Job, folder: Path) -> Made:
             given = job.labelled.found(folder)
             score = evaluate(target, given, reference=model, preprocess=job.preprocess, batch=job.batch)
         files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
-    summary = Summary(
-        model, None, asdict(job.recipe), result.data, result.rows, result.plan, result.verdict, score,
-        time.monotonic() - began, result.blocks,
-    )  # fmt: skip
+    summary = result.summary(evaluation=score, seconds=time.monotonic() - began)
     return Made(json.loads(to_json(quantize_document(summary))), files)
 
 
@@ -189,6 +186,9 @@ def _entries(
     settings = {given: resolve(given) for given in recipes}
     names = {given: Path(given).stem for given in recipes}
     require_distinct((names[given] for given in recipes), "recipes")
+    for given, recipe in settings.items():
+        if recipe.placement == "measured" or recipe.max_latency:
+            raise UsageError(f"recipe {given} decides by the clock, and jobs slow each other: use it with `quantize`.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -204,7 +204,7 @@ def _entries(
             contents[path] = contents.get(path) or content_of([path])
         content = [content_of([model, *companions_of(model)]), *(contents.get(path) for path in files)]
         for given in recipes:
-            text = f"{__version__} {runtime.version()} {content} {asdict(settings[given])} {how}"
+            text = f"{__version__} {runtime.version()} {content} {plain(settings[given])} {how}"
             digest = hashlib.sha256(text.encode()).hexdigest() if known else ""
             target = folder / f"{model.stem}.{names[given]}.onnx"
             entries.append(
