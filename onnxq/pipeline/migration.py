@@ -93,5 +93,5 @@ def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: i
 
 
 def _steps(matrix: Matrix, grid: Grid) -> npt.NDArray[np.float32]:
-    """As the plan chooses them for few bits, from fewer clippings."""
+    """Like those of the plan for few bits, but symmetric and from fewer clippings: here only their sizes matter."""
     return least_squares(matrix.astype(np.float32), grid, 1, tries=TRIES)

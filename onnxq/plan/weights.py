@@ -22,6 +22,8 @@ DEAD_SHARE = 1e-10
 """A channel whose step is below this share of the largest one is dead."""
 LOWEST_SHARE = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.6}
 """Bits -> the strongest clipping worth a try: long channels with heavy tails want about that."""
+CLIPPINGS = 25
+"""That are tried, each with four places where codes can begin."""
 
 
 def weight_grid(weight: Floats, bias: Floats | None, bits: int, axis: int | None, input_scale: float) -> WeightGrid:
@@ -76,16 +78,13 @@ def least_squares(weight: Floats, grid: Grid, axis: int | None, *, tries: int = 
     return best
 
 
-def offset_least_squares(
-    weight: Floats, bits: int, axis: int | None, *, tries: int = 25
-) -> tuple[Floats, npt.NDArray[np.int32]]:
-    """Steps, and lowest codes of 2^bits consecutive ones, with the smallest squared error among `tries` clippings.
+def offset_least_squares(weight: Floats, bits: int, axis: int | None) -> tuple[Floats, npt.NDArray[np.int32]]:
+    """Steps, and lowest codes of 2^bits consecutive ones, with the smallest squared error among `CLIPPINGS`.
 
     Args:
         weight: Float weight of any rank.
         bits: 2 to 7.
         axis: The kept axis; None for one step for the whole tensor.
-        tries: Number of clippings.
 
     Returns:
         Positive steps and the lowest codes, -(2^bits - 1) to 0, each of shape [channels] or [1].
@@ -95,7 +94,7 @@ def offset_least_squares(
     widest = _positive((np.maximum(high, 0) - np.minimum(low, 0)) / last, Grid(bits))
     best, first = widest.copy(), np.zeros(len(rows), np.int32)
     least = np.full(len(rows), np.inf)
-    for share in np.linspace(LOWEST_SHARE.get(bits, 0.8), 1.0, tries, dtype=np.float32):
+    for share in np.linspace(LOWEST_SHARE.get(bits, 0.8), 1.0, CLIPPINGS, dtype=np.float32):
         steps = widest * share
         middle = np.rint((low + high) / (2 * steps) - last / 2)
         bulk = np.rint(mean / steps - last / 2)

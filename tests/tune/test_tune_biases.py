@@ -110,7 +110,7 @@ def test_learned_codes_stay():
     found = tune_biases(m, start, BATCHES, iterations=40, rate=2e-2)
     assert found is not start
     np.testing.assert_array_equal(found.layers["a"].codes, codes)
-    assert 0 < np.abs(found.layers["a"].bias - weights(6)).max() < 2
+    assert 0 < np.abs(found.layers["a"].bias - weights(6)).max() < 0.5
 
 
 def test_torch_computes_the_emitted_model_with_the_biases_found():

@@ -146,7 +146,8 @@ def test_rates_are_what_moves_per_step():
     learn(block, job, rates, iterations=1)
     for quantizer in block.quantizers():
         moved = quantizer.moved.detach().abs()
-        np.testing.assert_allclose(np.median(moved[moved > 0]), 0.01, rtol=0.05)
+        near = np.isclose(moved[moved > 0], 0.01, rtol=0.05)
+        assert near.mean() > 0.99  # a gradient as small as Adam's epsilon moves less
         assert moved.max() < 0.0101
         np.testing.assert_allclose(quantizer.log_steps.detach().abs(), 0.002, rtol=0.02)
     for grid in block.activations():
