@@ -132,7 +132,7 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
     batches = list(batches_of(ask.rows, BATCH, free=rows_are_free(ask.found.model), limit=ROWS))
     wishes, missed = ask.settings.wishes, ""
     target = wishes.max_size.of(graph.disk_bytes(ask.float_path)) if wishes.max_size is not None else None
-    best, kept = None, wishes
+    best, kept, size = None, wishes, 0
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         for _ in range(ATTEMPTS):
             try:
@@ -144,8 +144,11 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
             except Infeasible as error:
                 if best is not None:
                     break
+                if size:  # the limit was corrected: the user knows nothing of what it is now
+                    text = f"the size cannot be {target:.0f} bytes: the smallest file that was tried has {size} bytes."
+                    error = Infeasible(text, error.name, error.nearest)
                 if not keep or error.nearest is None or missed:
-                    raise
+                    raise error from None
                 missed, wishes = str(error), _relaxed(wishes, error)
                 continue
             if missed:

@@ -1,16 +1,18 @@
 """Budgets inside `quantize`, on the shipped model: what is asked for is what the file is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import onnxq
 from onnxq.errors import TargetNotMet, UsageError
-from onnxq.pipeline import budgeting
+from onnxq.pipeline import budgeting, mixed
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "digits_cnn.onnx"
 FLOAT_BYTES = MODEL.stat().st_size
+ALLOCATE = mixed.allocate
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,29 @@ def test_bits_beside_a_budget_that_decides_them_are_refused():
 def test_a_file_that_tuning_made_too_large_is_said(monkeypatch):
     monkeypatch.setattr(budgeting, "_bytes_of", lambda *_: 0)  # the trial finds it small enough
     assert "the size 0.17x is not met" in quantized(max_size="0.17x", check=False).missed
+
+
+def test_what_unpacking_takes_is_corrected_in_both_directions(monkeypatch):
+    """With files 8 KB smaller than foreseen there is room for more bits; with larger ones for fewer."""
+    weight = {}
+    for name, off in (("smaller", -8000), ("as foreseen", 0), ("larger", 8000)):
+        sized = lambda choice, _, off=off: choice.allocation.costs["size"] + off  # noqa: E731
+        monkeypatch.setattr(budgeting, "_bytes_of", sized)
+        weight[name] = average(quantized(max_size="0.17x", check=False))
+    assert weight["smaller"] > weight["as foreseen"] > weight["larger"]
+
+
+def test_a_size_that_only_the_file_misses_is_refused_in_the_users_numbers(monkeypatch):
+    limit = 0.13 * FLOAT_BYTES
+    monkeypatch.setattr(budgeting, "_bytes_of", lambda *_: 10 * FLOAT_BYTES)
+    with pytest.raises(TargetNotMet, match=f"the size cannot be {limit:.0f} bytes: the smallest file that was tried"):
+        quantized(max_size="0.13x", check=False)
+
+
+def test_the_programs_choice_has_rivals(monkeypatch):
+    asked = []
+    monkeypatch.setattr(mixed, "contested", lambda found, known, budgets, *_, log: asked.append(budgets) or ALLOCATE(
+        found, known, [replace(budget, limit=3.0) for budget in budgets]
+    ))  # fmt: skip
+    assert average(quantized(avg_bits="5", check=False)) <= 3
+    assert len(asked) == 1
