@@ -67,3 +67,21 @@ class EnvironmentFault(OnnxqError):  # noqa: N818 - the machine's fault, not the
 
 class RewriteError(OnnxqError):
     """A graph rewrite changed what the model computes; the message names the rewrite."""
+
+
+_NO_MEMORY = (
+    "bad_alloc",
+    "Failed to allocate memory",
+    "annot allocate memory",
+    "pthread_create failed",
+    "can't start new thread",
+)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether memory, or room for the stack of another thread, ran out: in `error` or in what it came from."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

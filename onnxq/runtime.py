@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxq import graph
-from onnxq.errors import DataError, EnvironmentFault, ModelError, OnnxqError, UnsupportedError
+from onnxq.errors import DataError, EnvironmentFault, ModelError, OnnxqError, UnsupportedError, lacks_memory
+from onnxq.runlimit import limited
 from onnxq.types import Array, Feeds, InputSpec
 
 PROVIDERS: Mapping[str, str] = {
@@ -38,9 +38,6 @@ _LEVELS = {
 }
 RUN_SECONDS = 1800.0
 """A run that takes longer is given up: a loop in the model may never end."""
-_PATIENCE_S = 2.0
-"""How long a run that was given up may take to end; between two operators it does at once."""
-_RUNNER = "onnxq-run"
 ort.disable_telemetry_events()
 _NUMPY = {
     "tensor(float)": "float32",
@@ -103,7 +100,7 @@ class Session:
                 str(source) if isinstance(source, Path) else source, options, providers=_providers(config)
             )
         except Exception as error:
-            if _lacks_memory(error):
+            if lacks_memory(error):
                 raise EnvironmentFault(f"not enough memory to load {name} into onnxruntime") from error
             raise ModelError(f"onnxruntime cannot load {name}: {_reason(error)}") from error
         self.inputs: tuple[InputSpec, ...] = tuple(_spec(entry) for entry in self._session.get_inputs())
@@ -141,7 +138,7 @@ class Session:
         except OnnxqError:
             raise
         except Exception as error:
-            if _lacks_memory(error):
+            if lacks_memory(error):
                 raise EnvironmentFault("not enough memory to run the model; use a smaller batch") from error
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
             raise DataError(f"the model cannot be run on inputs {shapes}: {_reason(error)}") from error
@@ -151,37 +148,18 @@ class Session:
         """Run in another thread, so that this one stays free for signals and the clock."""
         options = ort.RunOptions()
         options.log_severity_level = 4
-        found: list[Any] = []
-        failed: list[BaseException] = []
 
-        def work() -> None:
-            try:
-                found.append(self._session.run(names, feeds, options))
-            except BaseException as error:
-                failed.append(error)
+        def give_up() -> None:
+            options.terminate = True
 
-        thread = threading.Thread(target=work, name=_RUNNER, daemon=True)
-        thread.start()
         try:
-            thread.join(limit_s)
-        finally:
-            if thread.is_alive():
-                options.terminate = True
-                thread.join(_PATIENCE_S)
-        if failed and not options.terminate:
-            raise failed[0]
-        if not found:
-            raise UnsupportedError(f"the model does not finish a run within {limit_s:g} s.")
-        return found[0]
+            return limited(lambda: self._session.run(names, feeds, options), limit_s, give_up)
+        except TimeoutError as error:
+            raise UnsupportedError(f"the model does not finish a run within {limit_s:g} s.") from error
 
     def end_profiling(self) -> Path:
         """Stop the profile that `SessionConfig.profile` started; returns its JSON file."""
         return Path(self._session.end_profiling())
-
-
-def is_running() -> bool:
-    """Whether a run that was given up is still inside an operator: the process can then only be left at once."""
-    return any(thread.name == _RUNNER for thread in threading.enumerate())
 
 
 def _options(config: SessionConfig, save_optimized: Path | None) -> Any:
@@ -211,12 +189,6 @@ def _providers(config: SessionConfig) -> list[tuple[str, dict[str, str]]]:
 def _spec(entry: Any) -> InputSpec:
     dtype = _NUMPY.get(entry.type) or entry.type.removeprefix("tensor(").removesuffix(")")
     return InputSpec(entry.name, dtype, tuple(entry.shape or ()))
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory, or room for the stack of another thread, ran out."""
-    signs = ("bad_alloc", "Failed to allocate memory", "pthread_create failed", "can't start new thread")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _reason(error: BaseException) -> str:

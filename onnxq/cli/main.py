@@ -28,7 +28,8 @@ from onnxq.cli.reparam import reparam
 from onnxq.cli.sensitivity import sensitivity
 from onnxq.cli.simplify import simplify
 from onnxq.cli.sweep import sweep
-from onnxq.errors import OnnxqError
+from onnxq.errors import OnnxqError, lacks_memory
+from onnxq.runlimit import is_running
 from onnxq.version import __version__
 
 
@@ -58,8 +59,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
     code = _run(args)
-    runtime = sys.modules.get("onnxq.runtime")
-    if runtime is not None and runtime.is_running():  # native code that nothing stops: no time for goodbyes
+    if is_running():  # native code that nothing stops: no time for goodbyes
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -92,12 +92,12 @@ def _run(args: Sequence[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        _say("out of memory; use fewer --samples or a smaller --batch")
-        return 6
     except Exception as error:
         if os.environ.get("ONNXQ_DEBUG"):
             raise
+        if lacks_memory(error):
+            _say("out of memory; use fewer --samples or a smaller --batch")
+            return 6
         text = " ".join(str(error).split())
         _say(f"internal error: {type(error).__name__}: {text}. Run with ONNXQ_DEBUG=1 and report the traceback.")
         return 1

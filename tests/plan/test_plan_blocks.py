@@ -426,5 +426,5 @@ def test_time_is_linear_in_the_number_of_nodes():
     m = square("\n".join(lines), y=0)
     start = time.process_time()
     blocks = find_blocks(m)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
     assert max(len(block.layers) for block in blocks) == 8
