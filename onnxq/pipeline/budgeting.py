@@ -130,52 +130,68 @@ def allot(ask: Ask, *, keep: bool, log: Log) -> Allotted:
     """
     log.stage("Measuring what each layer loses")
     batches = list(batches_of(ask.rows, BATCH, free=rows_are_free(ask.found.model), limit=ROWS))
-    wishes, missed = ask.settings.wishes, ""
-    target = wishes.max_size.of(graph.disk_bytes(ask.float_path)) if wishes.max_size is not None else None
-    best, kept, size = None, wishes, 0
+    wishes = ask.settings.wishes
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        for _ in range(ATTEMPTS):
-            try:
-                choice = _choose(ask, wishes, batches, Path(folder), log)
-            except DropTooLarge as error:
-                if not keep:
-                    raise
-                return Allotted(error.best, str(error))
-            except Infeasible as error:
-                if best is not None:
-                    break
-                if size:  # the limit was corrected: the user knows nothing of what it is now
-                    text = f"the size cannot be {target:.0f} bytes: the smallest file that was tried has {size} bytes."
-                    error = Infeasible(text, error.name, error.nearest)
-                if not keep or error.nearest is None or missed:
-                    raise error from None
-                missed, wishes = str(error), _relaxed(wishes, error)
-                continue
-            if missed:
-                return Allotted(choice, missed)
-            if target is None:
-                best = choice
+
+        def choose(asked: Wishes, contest: Callable[[Choice], bool] | None = None) -> Choice:
+            return _choose(ask, asked, batches, Path(folder), log, contest)
+
+        try:
+            return Allotted(_of_size(ask, choose) if wishes.max_size is not None else _best(choose, wishes), "")
+        except DropTooLarge as error:
+            if not keep:
+                raise
+            return Allotted(error.best, str(error))
+        except Infeasible as error:
+            if not keep or error.nearest is None:
+                raise
+            return Allotted(choose(_relaxed(wishes, error)), str(error))
+
+
+def _best(
+    choose: Callable[..., Choice], wishes: Wishes, fits: Callable[[Choice], bool] = lambda choice: True
+) -> Choice:
+    """The choice within `wishes`, with rivals where their networks can be compared."""
+    contested = wishes.max_drop is None and wishes.max_latency is None
+    return choose(wishes, fits) if contested else choose(wishes)
+
+
+def _of_size(ask: Ask, choose: Callable[..., Choice]) -> Choice:
+    """The choice whose file has the size asked for; corrected by what unpacking the weights turns out to take."""
+    asked = wishes = ask.settings.wishes
+    assert wishes.max_size is not None
+    target = wishes.max_size.of(graph.disk_bytes(ask.float_path))
+    best, kept, size = None, wishes, 0
+    for _ in range(ATTEMPTS):
+        try:
+            choice = choose(asked)
+        except Infeasible as error:
+            if best is not None:
                 break
-            size = _bytes_of(choice, ask.provenance)
-            if size <= target and (best is None or _loss(choice) <= _loss(best)):
-                best, kept = choice, wishes
-            if CLOSE * target <= size <= target:
-                break
-            assert choice.allocation is not None
-            unforeseen = size - choice.allocation.costs["size"]  # nodes and tables that unpack the weights
-            wishes = replace(wishes, max_size=Limit(target - unforeseen, relative=False))
-        if best is None or wishes.max_drop is not None or wishes.max_latency is not None:
-            return Allotted(best or choice, missed)
-        return Allotted(_choose(ask, kept, batches, Path(folder), log, lambda rival: _fits(ask, rival, target)), missed)
+            if not size or error.nearest is None:
+                raise
+            asked = _relaxed(asked, error)  # the smallest by the estimate, which may be too high for it
+            choice = choose(asked)
+            least = min(size, _bytes_of(choice, ask.provenance))
+            if least > target:
+                text = f"the size cannot be {target:.0f} bytes: the smallest file that was tried has {least} bytes."
+                raise Infeasible(text, error.name, error.nearest) from None
+        size = _bytes_of(choice, ask.provenance)
+        if size <= target and (best is None or _loss(choice) <= _loss(best)):
+            best, kept = choice, asked
+        if CLOSE * target <= size <= target:
+            break
+        assert choice.allocation is not None
+        unforeseen = size - choice.allocation.costs["size"]  # nodes and tables that unpack the weights
+        asked = replace(asked, max_size=Limit(target - unforeseen, relative=False))
+    if best is None:
+        return choice
+    return _best(choose, kept, lambda rival: _bytes_of(rival, ask.provenance) <= target)
 
 
 def _loss(choice: Choice) -> float:
     assert choice.allocation is not None
     return choice.allocation.degradation
-
-
-def _fits(ask: Ask, choice: Choice, target: float | None) -> bool:
-    return target is None or _bytes_of(choice, ask.provenance) <= target
 
 
 def _choose(

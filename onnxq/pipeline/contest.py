@@ -36,7 +36,8 @@ def contested(
         known: Its sensitivities.
         budgets: What every proposal keeps.
         batches: Calibration rows.
-        fits: Whether a proposal may take part, beside the program's own choice.
+        fits: Whether a proposal may take part, beside the program's own choice. Uniform bits keep a size by this
+            alone: the bytes of their file are foreseen best by writing it.
         log: Progress.
 
     Raises:
@@ -64,11 +65,12 @@ def proposals(found: Calibrated, known: Sensitivities, budgets: Sequence[Budget]
     widths = sorted({bits for entries in errors.values() for bits in entries if bits != BASE})
     layers = found.placement.layers
     ends = {group for group, names in found.groups.items() if {layers[0].name, layers[-1].name} & {*names}}
+    unsized = [budget for budget in budgets if budget.costs.name != "size"]
     seen: list[object] = []
     for least in widths:
         uniform = {group: {BASE if group in ends else least} for group in errors}
         wider = {group: {bits for bits in entries if bits[0] >= least[0]} for group, entries in errors.items()}
-        for allowed in (wider, uniform):
+        for allowed, kept in ((wider, budgets), (uniform, unsized)):
             added = {
                 group: {bits: entry for bits, entry in entries.items() if bits in allowed[group]}
                 for group, entries in known.added.items()
@@ -76,7 +78,7 @@ def proposals(found: Calibrated, known: Sensitivities, budgets: Sequence[Budget]
             if not all(added.values()):
                 continue
             try:
-                choice = allocate(found, replace(known, added=added), budgets)
+                choice = allocate(found, replace(known, added=added), kept)
             except Infeasible:
                 continue
             if choice.bits not in seen:

@@ -96,7 +96,7 @@ def test_what_unpacking_takes_is_corrected_in_both_directions(monkeypatch):
     """With files 8 KB smaller than foreseen there is room for more bits; with larger ones for fewer."""
     weight = {}
     for name, off in (("smaller", -8000), ("as foreseen", 0), ("larger", 8000)):
-        sized = lambda choice, _, off=off: choice.allocation.costs["size"] + off  # noqa: E731
+        sized = lambda choice, _, off=off: choice.allocation.costs.get("size", FLOAT_BYTES) + off  # noqa: E731
         monkeypatch.setattr(budgeting, "_bytes_of", sized)
         weight[name] = average(quantized(max_size="0.17x", check=False))
     assert weight["smaller"] > weight["as foreseen"] > weight["larger"]
@@ -107,6 +107,15 @@ def test_a_size_that_only_the_file_misses_is_refused_in_the_users_numbers(monkey
     monkeypatch.setattr(budgeting, "_bytes_of", lambda *_: 10 * FLOAT_BYTES)
     with pytest.raises(TargetNotMet, match=f"the size cannot be {limit:.0f} bytes: the smallest file that was tried"):
         quantized(max_size="0.13x", check=False)
+
+
+def test_the_smallest_of_all_gets_its_chance_where_the_estimate_is_too_high(monkeypatch):
+    """The first file is larger than foreseen, so that the corrected limit is below the least; the least one fits."""
+    offs = [FLOAT_BYTES]
+    real = budgeting._bytes_of
+    monkeypatch.setattr(budgeting, "_bytes_of", lambda *given: real(*given) + (offs.pop() if offs else 0))
+    assert not quantized(max_size="0.15x", check=False).missed
+    assert not offs
 
 
 def test_the_programs_choice_has_rivals(monkeypatch):
