@@ -50,6 +50,8 @@ class Recipe:
             compute layers of 16 in float.
         first_last: Bits of the first and last layer.
         residual_bits: Bits of tensors that only feed sums or move.
+        weight_only: Store the weights of MatMuls in blocks of 4 or 8 bits and leave everything else in float, for
+            products of few rows.
         per_channel: One weight step per output channel instead of one per tensor.
         portable: Give 7-bit weights to layers that would saturate on x86 processors without VNNI.
         keep_float: Glob patterns of node names that must stay in float.
@@ -88,6 +90,7 @@ class Recipe:
     activation_bits: int = 8
     first_last: int = 8
     residual_bits: int = 8
+    weight_only: bool = False
     per_channel: bool = True
     portable: bool = False
     keep_float: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from onnxq.calibrate.data import (
     split,
 )
 from onnxq.calibrate.extremes import Extremes, extremes
+from onnxq.calibrate.grams import grams
 from onnxq.calibrate.observe import has_free_rows, observe, probe_shapes
 from onnxq.calibrate.outliers import find_outliers
 from onnxq.calibrate.ranges import RULES, RangeRule, register_rule
@@ -28,6 +29,7 @@ __all__ = [
     "choose",
     "extremes",
     "find_outliers",
+    "grams",
     "has_free_rows",
     "observe",
     "open_data",

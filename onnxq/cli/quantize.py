@@ -62,6 +62,8 @@ Examples:
               "activation bits up to 6), or 2 to 8.")  # fmt: skip
 @click.option("--softmax", metavar="GRID", help="Of its probabilities: auto, uniform, log-sqrt2 or log2.")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per tensor instead of one per output channel.")
+@click.option("--weight-only", is_flag=True, help="Weights of MatMuls in blocks of 4 or 8 bits, all else in float: for "
+              "text generation, one token at a time.")  # fmt: skip
 @click.option("--portable", is_flag=True, help="7-bit weights where x86 processors without VNNI would saturate.")
 @click.option("--keep-float", multiple=True, metavar="GLOB", help="Nodes that must stay in float; repeatable.")
 @click.option("--max-size", metavar="SIZE", help="Budget of the file: 0.15x of the float file, or 2MB. Decides the "
@@ -203,6 +205,7 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         **changes,
         per_channel=False if options["per_tensor"] else None,
         portable=True if options["portable"] else None,
+        weight_only=True if options["weight_only"] else None,
         keep_float=options["keep_float"] or None,
         bn_tuning=False if options["no_bn_tuning"] else None,
         packed=False if options["no_packing"] else None,

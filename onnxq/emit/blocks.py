@@ -1,6 +1,7 @@
 """Weights in blocks of inputs, in the form that a target's products read.
 
-CUDA: MatMulNBits (`nbits`). TensorRT: INT4 codes behind a DequantizeLinear with a scale per block,
+onnxruntime on CPU, CUDA and in browsers: MatMulNBits (`nbits`). TensorRT: INT4 codes behind a DequantizeLinear with a
+scale per block,
 
     W [K, N] int4 -> DequantizeLinear(steps [K / block, N], axis = 0, block_size = block) -> MatMul
 
@@ -9,7 +10,10 @@ which the operator set has from 21 on; K must be a multiple of the block.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.emit.nbits import round_blocks, store_blocks
@@ -19,8 +23,17 @@ from onnxq.types import BlockGrid
 from onnxq.types.target import BLOCK_OPSET, Target
 
 
-def emit_blocks(model: Model, node: Node, grid: BlockGrid, target: Target) -> None:
+def emit_blocks(
+    model: Model, node: Node, grid: BlockGrid, target: Target, codes: npt.NDArray[np.int8] | None = None
+) -> None:
     """Store the weight of a MatMul in blocks, in place.
+
+    Args:
+        model: Holds the node.
+        node: The product.
+        grid: Bits and block.
+        target: Decides the form.
+        codes: Instead of the nearest ones, int8 [inputs, outputs]; for the same steps.
 
     Raises:
         UnsupportedError: It is no MatMul with a constant matrix, or the operator set has no blocks.
@@ -28,17 +41,19 @@ def emit_blocks(model: Model, node: Node, grid: BlockGrid, target: Target) -> No
     layer = graph.layer_of(node)
     if isinstance(layer, str) or node.op_type != "MatMul":
         raise UnsupportedError(f"{node.name!r} is no product with a constant matrix.")
-    weight = round_blocks(layer.weight, grid.bits, grid.block)
-    if target.placing == "half":
+    weight = round_blocks(layer.weight, grid.bits, grid.block, signed=target.nbits)
+    if codes is not None:
+        weight = replace(weight, codes=codes)
+    if target.nbits:
         store_blocks(model, node, weight)
         return
     if not graph.raise_opset(model, BLOCK_OPSET):
         raise UnsupportedError(f"weights in blocks need opset {BLOCK_OPSET}; the model cannot be raised to it.")
     name = str(node.name)
-    codes = graph.add_packed(model, f"{name}.weight_q", weight.codes)
+    stored = graph.add_packed(model, f"{name}.weight_q", weight.codes)
     steps = graph.add_constant(model, f"{name}.weight_scale", weight.steps.astype(np.float32))
     attributes = {"axis": 0, "block_size": grid.block}
     restored = graph.add_node(
-        model, "DequantizeLinear", [codes, steps], f"{name}.weight_dq", before=node, attributes=attributes
+        model, "DequantizeLinear", [stored, steps], f"{name}.weight_dq", before=node, attributes=attributes
     )
     node.replace_input_with(1, restored)

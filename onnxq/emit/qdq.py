@@ -51,7 +51,7 @@ def emit(
         plan: Grids and placement.
         metadata: Provenance for the file's `metadata_props`.
         learned: Codes and biases that replace plain rounding, by node name; entries of nodes whose weights the plan
-            does not quantize are not looked at.
+            neither quantizes nor stores in blocks are not looked at.
         packed: Store weight codes of up to 6 bits packed, and give all that is added short names: a smaller file of the
             same outputs and kernels that takes a little longer to load.
 
@@ -81,7 +81,8 @@ def emit(
     for name in plan.tables:
         store_table(quantized, nodes[name])
     for name, block in plan.blocks.items():
-        emit_blocks(quantized, nodes[name], block, target)
+        found = (learned or {}).get(name)
+        emit_blocks(quantized, nodes[name], block, target, None if found is None else found.codes)
     if plan.half:
         to_half(quantized, plan.half)
     return _finished(quantized, model, metadata, packed)

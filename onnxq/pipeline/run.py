@@ -27,6 +27,7 @@ from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
 from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, require_place, tune
 from onnxq.pipeline.verify import too_slow, verify
+from onnxq.pipeline.weight_only import planned_weight_only, require_weight_only, round_blocks
 from onnxq.plan import Placement
 from onnxq.recipe import Recipe, plain, resolve
 from onnxq.types import Dataset, Log, Observations, Placed, QuantPlan, Silence, Tuned
@@ -80,6 +81,7 @@ def quantize(
     require_learning(settings, place)
     require_consistent(settings)
     require_target(settings)
+    require_weight_only(settings)
     if target_of(settings.target).note:
         log.note(target_of(settings.target).note)
     log.stage("Reading the model")
@@ -161,6 +163,8 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     outcome = Outcome(Tuned(plan))
     if plan.weights:
         outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
+    elif settings.weight_only:
+        outcome = round_blocks(prepared.model, plan, work.rows, log)
     tuned = outcome.tuned
     quantized = _emitted(work, tuned)
     verdict = found = None
@@ -224,6 +228,9 @@ def _plan(work: Work, keep: bool, place: Workplace, *, timed: bool) -> Plan:
     target = target_of(settings.target)
     if target.placing == "half":
         plan, seen = planned_half(model, work.rows, settings, log)
+        return Plan(plan, seen, bench.float_macs(model, seen.shapes, seen.batch_rows))
+    if settings.weight_only:
+        plan, seen = planned_weight_only(model, work.rows, settings, log)
         return Plan(plan, seen, bench.float_macs(model, seen.shapes, seen.batch_rows))
     blocks = blocks_of(model, settings)
     placement, seen = observe(model, work.rows, settings, log, blocks)

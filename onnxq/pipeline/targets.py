@@ -48,10 +48,15 @@ def require_target(settings: Recipe) -> None:
 
 def blocks_of(model: Model, settings: Recipe) -> dict[str, BlockGrid]:
     """Layers whose weights the target stores in blocks of 4 bits."""
+    few = [name for name, bits in layer_bits(model, settings).items() if bits == BITS]
+    return block_layers(model, target_of(settings.target), few)
+
+
+def layer_bits(model: Model, settings: Recipe) -> dict[str, int]:
+    """Weight bits of every layer by name, as the recipe has them for the first and last one and for the others."""
     names = [str(node.name) for node in graph.nodes(model, *graph.LAYER_OPS)]
     ends = {names[0], names[-1]} if names else set()
-    bits = {name: settings.first_last if name in ends else settings.weight_bits for name in names}
-    return block_layers(model, target_of(settings.target), [name for name in names if bits[name] == BITS])
+    return {name: settings.first_last if name in ends else settings.weight_bits for name in names}
 
 
 def ranges_of(model: Model, rows: Dataset) -> Extremes:

@@ -97,9 +97,8 @@ def _gain(blocks: Sequence[BlockResult]) -> str:
 def _macs(coverage: Coverage) -> str:
     if coverage.planned:
         return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates"
-    kernels = sum(
-        count for name, count in coverage.kernels.items() if name.startswith(("QLinear", "QGemm", "MatMulInteger"))
-    )
+    integer = ("QLinear", "QGemm", "MatMulInteger", "MatMulNBits")
+    kernels = sum(count for name, count in coverage.kernels.items() if name.startswith(integer))
     return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates, in {kernels} integer kernels"
 
 

@@ -58,6 +58,7 @@ class Target:
         tables: Embedding tables are stored in int8.
         packed: Weights of few bits may be stored packed, unpacked by nodes that the runtime folds.
         without: Rewrites of the float graph that only other targets gain by.
+        nbits: Weights in blocks are those of the operator MatMulNBits.
         untimed: Why its latency cannot be measured here even where the provider is; "" where it can.
         note: Said when it is chosen.
     """
@@ -76,6 +77,7 @@ class Target:
     tables: bool = False
     packed: bool = False
     without: tuple[str, ...] = ()
+    nbits: bool = False
     untimed: str = ""
     note: str = ""
 
@@ -85,7 +87,7 @@ class Target:
         return self.provider == "cpu"
 
 
-CPU = Target("cpu", "cpu", activation_bits=(*FEW, 8, 16), guarded=True, tables=True, packed=True)
+CPU = Target("cpu", "cpu", activation_bits=(*FEW, 8, 16), guarded=True, tables=True, packed=True, nbits=True)
 WEB = Target(
     "web",
     "cpu",
@@ -93,6 +95,7 @@ WEB = Target(
     guarded=True,
     tables=True,
     packed=True,
+    nbits=True,
     untimed="the file runs in a browser",
 )
 TENSORRT = Target(
@@ -120,6 +123,7 @@ CUDA = Target(
     placing="half",
     weight_bits=(4, 8),
     block=32,
+    nbits=True,
     without=CPU_ONLY,
     note="onnxruntime's CUDA provider has no integer kernels for convolutions and matrix products: the file computes "
     "in float16 (weights of 4 bits in MatMulNBits); for int8 on NVIDIA take --target tensorrt",

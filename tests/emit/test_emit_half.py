@@ -8,6 +8,7 @@ from helpers import model, run, weights
 from onnxq import graph
 from onnxq.calibrate import extremes
 from onnxq.emit import emit
+from onnxq.emit.nbits import round_blocks
 from onnxq.plan.half import half_plan
 from onnxq.types import BlockGrid
 from onnxq.types.target import CUDA
@@ -90,9 +91,7 @@ def test_few_bits_are_read_in_blocks_by_half_activations(inputs):
     assert (graph.attribute(node, "bits", 0), graph.attribute(node, "block_size", 0)) == (4, 32)
     assert graph.constant(node.inputs[2]).dtype == np.float16
     assert graph.constant(node.inputs[1]).dtype == np.uint8
-    padded = np.pad(w, ((0, -inputs % 32), (0, 0))).reshape(-1, 32, 24)
-    steps = np.abs(padded).max(axis=1, keepdims=True) / 7
-    rounded = (np.rint(padded / steps) * steps).reshape(-1, 24)[:inputs]
+    rounded = round_blocks(w, 4, 32, signed=True).floats()
     wanted = np.maximum(feeds["x"] @ rounded, 0)
     np.testing.assert_allclose(run(found, feeds)["y"], wanted, atol=0.03 * np.abs(wanted).max())
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq import graph
-from onnxq.emit.nbits import BlockWeight, round_blocks, store_blocks
+from onnxq.emit.nbits import SHRINKS, BlockWeight, round_blocks, store_blocks
 from onnxq.errors import UnsupportedError
 from onnxq.grid import SMALLEST_SCALE
 
@@ -62,12 +62,11 @@ def test_rounding_is_near_the_float_model(bits, least):
     onnx.checker.check_model(graph.to_bytes(made))
 
 
-@pytest.mark.parametrize(("bits", "block"), [(4, 16), (8, 64)])
-def test_each_block_has_the_step_of_its_largest_weight(bits, block):
+def test_each_block_of_8_bits_has_the_step_of_its_largest_weight():
+    block, highest = 64, 127
     weight = weights(100, 7)
     weight[block : 2 * block, 3] = 0
-    found = round_blocks(weight, bits, block)
-    highest = 2 ** (bits - 1) - 1
+    found = round_blocks(weight, 8, block)
     assert np.abs(found.codes).max() == highest
     for index in range(-(-100 // block)):
         part = weight[index * block : (index + 1) * block]
@@ -75,6 +74,22 @@ def test_each_block_has_the_step_of_its_largest_weight(bits, block):
         np.testing.assert_allclose(found.steps[index], expected, rtol=1e-6)
         codes = np.rint(part / expected.astype(np.float32))
         np.testing.assert_array_equal(found.codes[index * block : (index + 1) * block], codes)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_each_block_of_4_bits_has_the_best_of_the_candidates(signed):
+    weight = weights(40, 6)
+    weight[16:32, 3] = 0
+    found = round_blocks(weight, 4, 16, signed=signed)
+    assert (found.floats()[16:32, 3] == 0).all()
+    assert (found.steps < 0).any() == signed
+    for index in range(3):
+        for column in range(6):
+            part = weight[16 * index : 16 * index + 16, column].astype(np.float64)
+            reached = np.square(found.floats()[16 * index : 16 * index + 16, column] - part).sum()
+            tried = [s * f * np.abs(part).max() / 8 for f in SHRINKS for s in ((1, -1) if signed else (1,))]
+            errors = [np.square(np.clip(np.rint(part / step), -8, 7) * step - part).sum() for step in tried if step]
+            assert reached == pytest.approx(min(errors, default=0.0), rel=1e-4, abs=1e-9)
 
 
 def test_an_output_of_the_model_keeps_its_name():
