@@ -5,7 +5,6 @@ Numbers are written with enough digits to come back exactly. Unknown keys are er
 
 from __future__ import annotations
 
-import difflib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
+from onnxq.hints import did_you_mean
 from onnxq.types import BlockGrid, Border, LearnedLayer, LogGrid, QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
@@ -197,9 +197,7 @@ def _known(value: Mapping[str, Any], kind: type, where: str) -> None:
     names = [entry.name for entry in fields(kind)]
     for key in value:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{where}: unknown key {key!r}.{hint}")
+            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(key, names)}")
 
 
 def _pretty(document: Mapping[str, Any]) -> str:
