@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ import numpy as np
 
 from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
+from onnxq.hints import did_you_mean
 from onnxq.plan.file import plan_from_json, plan_to_json
 from onnxq.types import QuantPlan
 
@@ -89,8 +89,7 @@ def _origin(given: Any, ranges: Any, where: str) -> Origin:
     known = [entry.name for entry in fields(Origin) if entry.name != "ranges"]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(f"{where}: origin: unknown key {key!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+            raise InputError(f"{where}: origin: unknown key {key!r}.{did_you_mean(key, known)}")
     for key in known:
         if key not in given:
             raise InputError(f"{where}: origin lacks the key {key!r}.")
