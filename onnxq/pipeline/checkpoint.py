@@ -26,7 +26,7 @@ from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError, UsageError
 from onnxq.plan import load_learned, plan_from_json, plan_to_json, save_learned
 from onnxq.recipe import Recipe
-from onnxq.types import BlockResult, QuantPlan, TensorGrid, Tuned, TunedLayer, WeightGrid
+from onnxq.types import BlockResult, Border, QuantPlan, TensorGrid, Tuned, TunedLayer, WeightGrid
 from onnxq.version import __version__
 
 SCHEMA = 1
@@ -147,6 +147,7 @@ class KeptLayers:
             "weights": {name: asdict(grid) for name, grid in layer.weights.items()},
             "result": asdict(layer.result),
             "notes": layer.notes,
+            "borders": {name: asdict(border) for name, border in layer.borders.items()},
         }
         try:
             if not self._done:
@@ -170,6 +171,7 @@ class KeptLayers:
                 load_learned(self._folder / path.name.replace("layer-", "learned-").replace(".json", ".npz")),
                 BlockResult(**entry["result"]),
                 tuple(entry["notes"]),
+                {name: _border(border) for name, border in entry["borders"].items()},
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged: {error}; remove {self._folder} to start anew.") from error
@@ -204,6 +206,10 @@ def forget_progress(folder: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _border(entry: Mapping[str, Any]) -> Border:
+    return Border(entry["axis"], tuple((b0, b1, b2) for b0, b1, b2 in entry["terms"]))
 
 
 def _tuples(grid: Mapping[str, Any]) -> dict[str, Any]:

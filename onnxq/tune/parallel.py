@@ -116,8 +116,8 @@ def parallel(
         model: The prepared float model.
         tuned: What to start from.
         slices: One layer each, see `onnxq.plan.layer_slices`; those that the plan leaves in float are skipped.
-        method: Applied to each. It may change the layer's weight grid, codes and bias, and grids of tensors that the
-            slice makes; other changes are dropped.
+        method: Applied to each. It may change the layer's weight grid, codes and bias, and grids and borders of tensors
+            that the slice makes; other changes are dropped.
         batches: Calibration rows.
         backend: Where the jobs run, see `onnxq.jobs.open_backend`.
         seed: Of everything random; each layer gets its own.
@@ -168,9 +168,8 @@ def tune_layer(task: LayerTask, folder: Path) -> TunedLayer:
 
 
 def _changes(part: Block, model: Model, state: Tuned, result: BlockResult, notes: Sequence[str]) -> TunedLayer:
-    """What a layer may change: its weight, and the grids of the tensors that its slice makes."""
-    nodes = graph.node_names(model)
-    made = [graph.name_of(value) for name in part.nodes if name in nodes for value in nodes[name].outputs]
+    """What a layer may change: its weight, and the grids and rounding borders of the tensors that its slice makes."""
+    made = [graph.name_of(value) for node in model.graph for value in node.outputs]
     return TunedLayer(
         part.name,
         {name: state.plan.tensors[name] for name in made if name in state.plan.tensors},
@@ -178,6 +177,7 @@ def _changes(part: Block, model: Model, state: Tuned, result: BlockResult, notes
         {name: state.layers[name] for name in part.layers if name in state.layers},
         result,
         tuple(notes),
+        {name: state.plan.borders[name] for name in made if name in state.plan.borders},
     )
 
 
@@ -270,11 +270,13 @@ def _groups(
 def _merged(model: Model, tuned: Tuned, found: Sequence[TunedLayer]) -> Tuned:
     """One plan of all results."""
     tensors, weights, layers = dict(tuned.plan.tensors), dict(tuned.plan.weights), dict(tuned.layers)
+    borders = dict(tuned.plan.borders)
     for layer in found:
         tensors |= layer.tensors
         weights |= layer.weights
         layers |= layer.learned
-    plan = replace(tuned.plan, tensors=tensors, weights=weights)
+        borders |= layer.borders
+    plan = replace(tuned.plan, tensors=tensors, weights=weights, borders=borders)
     return _roomy(graph.node_names(model), Tuned(plan, layers))
 
 

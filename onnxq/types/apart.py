@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from onnxq.types.flow import BlockResult, LearnedLayer, TensorGrid, WeightGrid
+from onnxq.types.flow import BlockResult, Border, LearnedLayer, TensorGrid, WeightGrid
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class TunedLayer:
         learned: Codes and biases of its layers.
         result: What the method did.
         notes: For the log.
+        borders: Rounding borders of the tensors that the slice makes.
     """
 
     block: str
@@ -27,3 +28,4 @@ class TunedLayer:
     learned: Mapping[str, LearnedLayer]
     result: BlockResult
     notes: tuple[str, ...] = ()
+    borders: Mapping[str, Border] = field(default_factory=dict)

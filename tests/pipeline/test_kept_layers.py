@@ -7,7 +7,7 @@ import pytest
 
 from onnxq.errors import InputError, UsageError
 from onnxq.pipeline.checkpoint import KeptLayers, forget_progress
-from onnxq.types import BlockResult, LearnedLayer, TensorGrid, TunedLayer, WeightGrid
+from onnxq.types import BlockResult, Border, LearnedLayer, TensorGrid, TunedLayer, WeightGrid
 
 
 def layer(block, seed=0):
@@ -20,11 +20,12 @@ def layer(block, seed=0):
         {block: LearnedLayer(codes, bias)},
         BlockResult(block, "adaquant", 0.1, 1 / 3, True, 1.5),
         ("a note",),
+        {"t": Border(-3, ((0.5, -1 / 3, 0.1), (0.0, 0.2, 1.0)))} if seed else {},
     )
 
 
 def same(one, other):
-    bare = [(each.block, each.tensors, each.weights, each.result, each.notes) for each in (one, other)]
+    bare = [(each.block, each.tensors, each.weights, each.result, each.notes, each.borders) for each in (one, other)]
     assert bare[0] == bare[1]
     assert one.learned.keys() == other.learned.keys()
     for name, learned in one.learned.items():

@@ -19,6 +19,7 @@ from onnxq.plan import layer_slices  # noqa: E402
 from onnxq.tune import Job, TuneMoments, block_error  # noqa: E402
 from onnxq.tune import parallel as parallel_module  # noqa: E402
 from onnxq.tune.adaquant import AdaQuant  # noqa: E402
+from onnxq.tune.aquant import AQuant  # noqa: E402
 from onnxq.tune.parallel import parallel  # noqa: E402
 from onnxq.types import LearnedLayer, Silence, Tuned  # noqa: E402
 
@@ -71,6 +72,18 @@ def alone(m, part, batches, seed):
     targets = [{name: values[name] for name in part.outputs} for values in seen]
     model = graph.sub_model(m, part.inputs, part.outputs)
     return Job(part, model, inputs, inputs, targets, (0, 1, 2), (3,), seed)
+
+
+def test_curved_borders_of_all_layers_reach_the_plan():
+    m, tuned, batches, slices = start()
+    method = AQuant(iterations=5, kind="quadratic", judged=False)
+    found, _ = parallel(m, tuned, slices, method, batches, backend=Local(1))
+    expected = {}
+    for index, part in enumerate(slices):
+        expected |= method(alone(m, part, batches, index), tuned).plan.borders
+    assert expected
+    assert found.plan.borders.keys() == expected.keys()
+    assert found.plan.borders == expected
 
 
 def test_the_number_of_processes_changes_nothing():
