@@ -32,8 +32,6 @@ class ChannelRange:
     Attributes:
         low: Smallest value per channel, [channels].
         high: Largest value per channel, [channels].
-        robust_low: A low percentile of the sampled rows, [channels].
-        robust_high: The high percentile that mirrors it, [channels].
         sample: Rows drawn without replacement, [at most `keep`, channels].
         count: Rows seen.
         finite: False when an infinity or NaN was seen; rows with one are left out of everything above.
@@ -41,8 +39,6 @@ class ChannelRange:
 
     low: Vector
     high: Vector
-    robust_low: Vector
-    robust_high: Vector
     sample: npt.NDArray[np.float32]
     count: int
     finite: bool
@@ -54,7 +50,6 @@ def channel_ranges(
     tensors: Mapping[str, int],
     *,
     keep: int = 1024,
-    percentile: float = 99.9,
     config: SessionConfig = SessionConfig(stop_spinning=True),
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -66,7 +61,6 @@ def channel_ranges(
         batches: Calibration feeds.
         tensors: Name of a float tensor -> its channel axis (negative counts from the last); graph inputs are allowed.
         keep: Most rows to keep of each tensor.
-        percentile: Where the robust range ends, above 50 and at most 100.
         config: How to run.
         seed: Of the sample.
         progress: Called with the number of input rows done so far.
@@ -88,7 +82,7 @@ def channel_ranges(
                 progress(done)
     if not done:
         raise DataError("the calibration data holds no rows.")
-    return {name: watch.result(percentile) for name, watch in watches.items()}
+    return {name: watch.result() for name, watch in watches.items()}
 
 
 def _session(model: Model, tensors: Mapping[str, int], config: SessionConfig) -> tuple[Session, list[str]]:
@@ -139,13 +133,9 @@ class _Watch:
         first = np.argsort(keys, kind="stable")[: self._keep]
         self._keys, self._rows = keys[first], rows[first]
 
-    def result(self, percentile: float) -> ChannelRange:
+    def result(self) -> ChannelRange:
         """What was seen; all-zero ranges where no sound row was."""
         if not self._count:
             zeros = np.zeros(self._rows.shape[1], np.float32)
-            return ChannelRange(zeros, zeros, zeros, zeros, self._rows, 0, self._finite)
-        low, high = self._low, self._high
-        ends = (low, high)
-        if len(self._rows):
-            ends = tuple(np.percentile(self._rows, [100.0 - percentile, percentile], axis=0).astype(np.float32))
-        return ChannelRange(low, high, ends[0], ends[1], self._rows, self._count, self._finite)
+            return ChannelRange(zeros, zeros, self._rows, 0, self._finite)
+        return ChannelRange(self._low, self._high, self._rows, self._count, self._finite)

@@ -44,12 +44,10 @@ def test_extremes_along_any_axis_are_those_of_a_direct_run():
 
 def test_everything_is_sampled_while_it_fits():
     m, data = mlp(), batches(4, 3)
-    found = channel_ranges(m, data, {"h": -1}, config=ONE, percentile=90)["h"]
+    found = channel_ranges(m, data, {"h": -1}, config=ONE)["h"]
     rows = whole(m, data, "h").reshape(-1, 4)
     order = np.lexsort(found.sample.T), np.lexsort(rows.T)
     np.testing.assert_allclose(found.sample[order[0]], rows[order[1]], rtol=1e-5)
-    np.testing.assert_allclose(found.robust_low, np.percentile(rows, 10, axis=0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.robust_high, np.percentile(rows, 90, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_sample_is_bounded_even_and_repeatable():
