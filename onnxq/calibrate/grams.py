@@ -20,7 +20,7 @@ Grams = dict[str, npt.NDArray[np.float64]]
 def grams(
     model: Model, rows: Sequence[Feeds], widths: dict[str, int], config: SessionConfig = SessionConfig()
 ) -> Iterator[Grams]:
-    """x^T x, float64 [width, width], of tensors [..., width] over all rows.
+    """x^T x, float64 [width, width], of tensors [..., width] over all rows; not finite where a tensor is not.
 
     Args:
         model: The prepared float model.
@@ -54,6 +54,7 @@ def _summed(model: Model, rows: Iterable[Feeds], widths: dict[str, int], config:
     for feeds in rows:
         values = session.run({spec.name: feeds[spec.name] for spec in session.inputs}, inner) if session else {}
         for name, gram in found.items():
-            x = np.asarray(values[name] if name in values else feeds[name], np.float32).reshape(-1, widths[name])
-            gram += x.T @ x
+            x = np.asarray(values[name] if name in values else feeds[name], np.float64).reshape(-1, widths[name])
+            with np.errstate(invalid="ignore", over="ignore"):
+                gram += x.T @ x
     return found

@@ -90,16 +90,16 @@ def block_steps(
     largest = np.abs(padded).max(axis=1)
     if bits == 8:
         return np.asarray(np.maximum(largest / np.float32(half - 1), SMALLEST_SCALE), np.float32)
+    whole = np.where(largest > 0, largest, 1).astype(np.float32)
+    shares = padded / whole[:, None]  # squares of the weights themselves may be beyond float32
     best = np.full(largest.shape, np.inf, np.float32)
     steps = np.ones(largest.shape, np.float32)
-    for factor in (sign * shrink for shrink in SHRINKS for sign in ((1, -1) if signed else (1,))):
-        tried = np.where(largest > 0, np.maximum(largest * np.float32(abs(factor) / half), SMALLEST_SCALE), 1)
-        tried = np.copysign(tried, np.float32(factor)).astype(np.float32)
-        codes = np.clip(np.rint(padded / tried[:, None]), -half, half - 1)
-        error = np.square(codes * tried[:, None] - padded).sum(axis=1)
+    for step in (np.float32(sign * shrink / half) for shrink in SHRINKS for sign in ((1, -1) if signed else (1,))):
+        codes = np.clip(np.rint(shares / step), -half, half - 1)
+        error = np.square(codes * step - shares).sum(axis=1)
         better = error < best
-        best[better], steps[better] = error[better], tried[better]
-    return steps
+        best[better], steps[better] = error[better], step
+    return np.copysign(np.maximum(np.abs(steps) * whole, SMALLEST_SCALE), steps).astype(np.float32)
 
 
 def store_blocks(model: Model, node: Node, weight: BlockWeight) -> None:

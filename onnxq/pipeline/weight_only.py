@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxq import bench, calibrate, graph
 from onnxq.emit.nbits import along, block_steps
 from onnxq.errors import UnsupportedError, UsageError
@@ -77,6 +79,8 @@ def round_blocks(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> Outc
     codes: dict[str, LearnedLayer] = {}
     for part in calibrate.grams(model, some_rows(rows, ROWS, model), widths):
         for tensor, gram in part.items():
+            if not np.isfinite(gram).all():
+                continue  # infinities inside the network: nothing to learn from
             for layer in readers[tensor]:
                 grid = plan.blocks[str(layer.node.name)]
                 steps = along(block_steps(layer.weight, grid.bits, grid.block, signed=True), grid.block, len(gram))

@@ -124,6 +124,17 @@ def test_a_model_without_large_matmuls_is_declined(tmp_path):
         onnxq.quantize(tmp_path / "small.onnx", {"x": weights(20, 8)}, weight_only=True)
 
 
+def test_infinities_inside_the_network_break_nothing(tmp_path):
+    head = "g (float[N,48] x, float[48,40] w, float[40,8] v) => (float[N,8] y)"
+    text = head + " { a = MatMul(x, w)  b = Exp(a)  c = MatMul(b, v)  y = Relu(c) }"
+    onnx.save(proto(text, w=100 * weights(48, 40), v=weights(40, 8)), tmp_path / "net.onnx")
+    found = onnxq.quantize(
+        tmp_path / "net.onnx", {"x": ROWS["x"][:, 0]}, weight_only=True, weight_bits=4, first_last=4,
+        checks=onnxq.Checks(time_it=False),
+    )  # fmt: skip
+    assert bits(found) == [4, 4]
+
+
 @pytest.mark.parametrize("limit", [1, 1 << 29])
 def test_second_moments_are_those_of_the_tensors(net, limit, monkeypatch):
     monkeypatch.setattr(sys.modules["onnxq.calibrate.grams"], "LIMIT", limit)
