@@ -10,7 +10,8 @@ or, where every layer is learned by itself and in any order,
     learned-1f0c.npz  its codes and bias
 
 The key is a digest of the prepared model, the recipe and the plan that learning starts from, which holds what the
-calibration rows had to say: a state is only ever used by the run that would have made it.
+calibration rows had to say: a state is only ever used by the run that would have made it. What the clock said about
+placement is kept as well, and not measured again: it might say something else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError, UsageError
 from onnxq.plan import load_learned, plan_from_json, plan_to_json, save_learned
 from onnxq.recipe import Recipe
-from onnxq.types import BlockResult, Border, QuantPlan, TensorGrid, Tuned, TunedLayer, WeightGrid
+from onnxq.types import BlockResult, Border, Interval, Placed, QuantPlan, TensorGrid, Tuned, TunedLayer, WeightGrid
 from onnxq.version import __version__
 
 SCHEMA = 1
@@ -47,6 +48,32 @@ class Progress:
     results: tuple[BlockResult, ...] = ()
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What the clock said before learning began.
+
+    Attributes:
+        key: Of model, data and recipe.
+        placed: What measured placement changed; None where it looked for nothing.
+    """
+
+    key: str
+    placed: Placed | None
+
+
+def kept_clock(folder: Path, key: str) -> Clock | None:
+    """What the clock said to the run whose state is in a folder; None where it is another run's or none."""
+    path = folder / "state.json"
+    entry = _load(path).get("clock") if path.exists() else None
+    if entry is None or entry["key"] != key:
+        return None
+    placed = entry["placed"]
+    if placed is None:
+        return Clock(key, None)
+    ends = {name: Interval(**placed[name]) for name in ("before", "after")}
+    return Clock(key, Placed(**{**_tuples(placed), **ends}))
+
+
 def key_of(settings: Recipe, plan: QuantPlan) -> str:
     """The digest that ties a state to its run."""
     text = json.dumps([__version__, asdict(settings)], sort_keys=True) + plan_to_json(plan)
@@ -60,10 +87,11 @@ class Checkpoint:
         folder: Made when the first block is done; it must hold nothing but such a state.
         key: Of the run.
         resume: The state must be there, and must be this run's.
+        clock: What was measured before learning.
     """
 
-    def __init__(self, folder: Path, key: str, *, resume: bool = False) -> None:
-        self._folder, self._key, self._resume = folder, key, resume
+    def __init__(self, folder: Path, key: str, *, resume: bool = False, clock: Clock | None = None) -> None:
+        self._folder, self._key, self._resume, self._clock = folder, key, resume, clock
 
     def read(self) -> Progress | None:
         """The state of this run; None where there is none.
@@ -92,6 +120,7 @@ class Checkpoint:
         learned = f"learned-{progress.done}.npz"
         state = {
             "key": self._key,
+            "clock": None if self._clock is None else asdict(self._clock),
             "done": progress.done,
             "learned": learned,
             "results": [asdict(result) for result in progress.results],
@@ -115,10 +144,11 @@ class KeptLayers:
         folder: Made when the first layer is done; it must hold nothing but such a state.
         key: Of the run.
         resume: The state must be there, and must be this run's.
+        clock: What was measured before learning.
     """
 
-    def __init__(self, folder: Path, key: str, *, resume: bool = False) -> None:
-        self._folder, self._key, self._resume = folder, key, resume
+    def __init__(self, folder: Path, key: str, *, resume: bool = False, clock: Clock | None = None) -> None:
+        self._folder, self._key, self._resume, self._clock = folder, key, resume, clock
         self._done = 0
 
     def read(self) -> dict[str, TunedLayer]:
@@ -157,7 +187,8 @@ class KeptLayers:
             with graph.atomic_path(self._folder / f"layer-{stem}.json") as temporary:
                 temporary.write_text(json.dumps(entry), encoding="utf-8")
             self._done += 1
-            _write_state(self._folder, {"key": self._key, "done": self._done})
+            clock = None if self._clock is None else asdict(self._clock)
+            _write_state(self._folder, {"key": self._key, "clock": clock, "done": self._done})
         except OSError as error:
             raise EnvironmentFault(f"progress cannot be kept in {self._folder}: {error.strerror or error}.") from error
 

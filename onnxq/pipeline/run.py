@@ -17,6 +17,7 @@ from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
 from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
+from onnxq.pipeline.checkpoint import Clock, kept_clock
 from onnxq.pipeline.choice import Choice
 from onnxq.pipeline.explain import explained
 from onnxq.pipeline.migration import migrate_norms
@@ -129,6 +130,12 @@ class Work:
             "onnxq.runtime": runtime.version(),
         }
 
+    @cached_property
+    def key(self) -> str:
+        """A digest of model, data and recipe."""
+        said = replace(self, placed=None).provenance
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Data:
@@ -162,6 +169,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
     work = replace(work, placed=found_plan.placed)
     outcome = Outcome(Tuned(plan))
     if plan.weights:
+        place = replace(place, clock=Clock(work.key, found_plan.placed))
         outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     elif settings.weight_only:
         outcome = round_blocks(prepared.model, plan, work.rows, log)
@@ -236,7 +244,8 @@ def _plan(work: Work, keep: bool, place: Workplace, *, timed: bool) -> Plan:
     placement, seen = observe(model, work.rows, settings, log, blocks)
     placed = None
     if timed and target.on_cpu and not target.untimed:
-        faster = measured(work.prepared, placement, seen, work.rows, settings, log)
+        kept = kept_clock(place.progress, work.key) if place.progress is not None and keeps_progress(settings) else None
+        faster = measured(work.prepared, placement, seen, work.rows, settings, log, kept)
         placement, placed = faster.placement, faster.placed
     macs = bench.float_macs(model, seen.shapes, seen.batch_rows)
     plan, missed, choice = _planned(replace(work, placed=placed), placement, seen, macs, keep, place)

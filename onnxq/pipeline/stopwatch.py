@@ -10,7 +10,8 @@ from pathlib import Path
 from onnxq import bench, graph
 from onnxq.emit import emit
 from onnxq.graph import Model
-from onnxq.pipeline.fastest import Found, Race, fastest
+from onnxq.pipeline.checkpoint import Clock
+from onnxq.pipeline.fastest import REASON, Found, Race, fastest
 from onnxq.pipeline.overriding import precision_of
 from onnxq.pipeline.planning import placed
 from onnxq.pipeline.prepare import Prepared, rows_are_free
@@ -30,7 +31,13 @@ FACTORS = (0.5, 8.0)
 
 
 def measured(
-    prepared: Prepared, placement: Placement, seen: Observations, rows: Dataset, settings: Recipe, log: Log
+    prepared: Prepared,
+    placement: Placement,
+    seen: Observations,
+    rows: Dataset,
+    settings: Recipe,
+    log: Log,
+    kept: Clock | None = None,
 ) -> Found:
     """The fastest placement, where the recipe or a network slower than float asks for one.
 
@@ -41,7 +48,11 @@ def measured(
         rows: Calibration rows; one of them is timed.
         settings: Says whether and how to look.
         log: Progress.
+        kept: What an interrupted run measured, which this one goes on with.
     """
+    if kept is not None:
+        floats = dict.fromkeys(kept.placed.nodes if kept.placed is not None else (), REASON)
+        return Found(placed(prepared.model, settings, seen, floats) if floats else placement, kept.placed)
     if settings.placement == "rules" or not _runs_in_integers(settings):
         return Found(placement)
     log.stage("Measuring latency")

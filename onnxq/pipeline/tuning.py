@@ -15,7 +15,7 @@ from onnxq.emit import emit
 from onnxq.errors import UsageError
 from onnxq.graph import Model
 from onnxq.jobs import LOCAL, open_backend, require_backend
-from onnxq.pipeline.checkpoint import Checkpoint, KeptLayers, Progress, key_of
+from onnxq.pipeline.checkpoint import Checkpoint, Clock, KeptLayers, Progress, key_of
 from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import Block, find_blocks, layer_slices
 from onnxq.recipe import Recipe
@@ -44,6 +44,7 @@ class Workplace:
         progress: Folder that keeps what was learned so far; None keeps nothing.
         resume: The folder must hold this run's state.
         backend: Where the processes are: "local", "dask://host:port" or "ray://host:port".
+        clock: What was measured before learning, to be kept with its progress.
     """
 
     device: str = "auto"
@@ -51,6 +52,7 @@ class Workplace:
     progress: Path | None = None
     resume: bool = False
     backend: str = LOCAL
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,9 @@ def reconstruct(
         return _apart(model, tuned, method, list(batches), settings, log, place)
     limit = 1 if settings.unit == "layer" else 8
     blocks = _blocks(model, lambda shaped: find_blocks(shaped, limit=limit))
-    kept = Checkpoint(place.progress, key_of(settings, tuned.plan), resume=place.resume) if place.progress else None
+    key, kept = key_of(settings, tuned.plan), None
+    if place.progress is not None:
+        kept = Checkpoint(place.progress, key, resume=place.resume, clock=place.clock)
     start = (kept.read() if kept is not None else None) or Progress(0, tuned)
     if start.done:
         log.note(f"going on behind block {start.done} of {len(blocks)}, where an earlier run stopped")
@@ -193,7 +197,9 @@ def _apart(
     """Learn every layer by itself; those that an interrupted run has done are not done again."""
     from onnxq.tune.parallel import parallel
 
-    kept = KeptLayers(place.progress, key_of(settings, tuned.plan), resume=place.resume) if place.progress else None
+    key, kept = key_of(settings, tuned.plan), None
+    if place.progress is not None:
+        kept = KeptLayers(place.progress, key, resume=place.resume, clock=place.clock)
     known = kept.read() if kept is not None else {}
     if known:
         log.note(f"going on behind {len(known)} layers, where an earlier run stopped")

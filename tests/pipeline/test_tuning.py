@@ -8,11 +8,12 @@ import pytest
 
 import onnxq
 from onnxq.errors import EnvironmentFault, InputError, UsageError
-from onnxq.pipeline import tuning
+from onnxq.pipeline import stopwatch, tuning
 from onnxq.pipeline.checkpoint import Checkpoint
+from onnxq.pipeline.fastest import REASON, Found
 from onnxq.runtime import Session
 from onnxq.tune import methods
-from onnxq.types import Silence
+from onnxq.types import Interval, Placed, Silence
 
 ROOT = Path(__file__).resolve().parents[2]
 PREPROCESS = onnxq.Preprocess(mean=(0.5,), std=(0.5,))
@@ -26,10 +27,10 @@ class Told(Silence):
         self.notes.append(text)
 
 
-def quantized(packed=False, progress=None, resume=False, **changes):
+def quantized(packed=False, progress=None, resume=False, timed=False, **changes):
     model, data = ROOT / "models" / "digits_cnn.onnx", ROOT / "calibration_data" / "digits"
     place = onnxq.Workplace(progress=progress, resume=resume)
-    checks = onnxq.Checks(time_it=False)
+    checks = onnxq.Checks(time_it=timed)
     return onnxq.quantize(model, data, preprocess=PREPROCESS, checks=checks, place=place, packed=packed, **changes)
 
 
@@ -137,6 +138,29 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(learned, t
     assert not folder.exists()
     with pytest.raises(InputError, match="no interrupted run"):
         quantized(**LEARNING, progress=folder, resume=True)
+
+
+@pytest.mark.parametrize("unit", ["block", "parallel"])
+def test_a_run_that_goes_on_keeps_to_what_the_clock_said_when_it_began(unit, tmp_path, monkeypatch):
+    settings = {"reconstruction": "adaquant", "iterations": 5, "samples": 64, "unit": unit, "timed": True}
+    answers = []
+
+    def once(start, again, *_, **__):
+        answers.append(1)
+        if len(answers) > 1:
+            return Found(start)
+        name = start.layers[1].name
+        ratio = Interval(0.9, 0.8, 0.95)
+        return Found(again({name: REASON}), Placed("cpu", 1, len(start.layers), (name,), (name,), ratio, ratio, 1))
+
+    monkeypatch.setattr(stopwatch, "fastest", once)
+    whole = quantized(progress=tmp_path / "whole", **settings)
+    assert len(whole.plan.weights) == 10
+    again = quantized(progress=tmp_path / "whole", resume=True, **settings)
+    assert answers == [1]
+    assert onnxq_bytes(again) == onnxq_bytes(whole)
+    assert again.verdict.placed == whole.verdict.placed
+    assert len(quantized(progress=tmp_path / "other", **settings).plan.weights) == 11
 
 
 def onnxq_bytes(result):
