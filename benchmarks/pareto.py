@@ -72,7 +72,8 @@ class Rows:
     def table(self) -> str:
         """Markdown, the largest file of each model first."""
         lines = ["| model | bits | size | metric | agreement % | SQNR dB | seconds |", "| --- " * 7 + "|"]
-        for row in sorted(self.found.values(), key=lambda row: (row["model"], -row.get("bytes", 0))):
+        shown = [row for row in self.found.values() if row["model"] in self._args.sizes]
+        for row in sorted(shown, key=lambda row: (row["model"], -row.get("bytes", 0))):
             score = row.get("score")
             if score is None:
                 lines.append(f"| {row['model']} | {row['label']} | {row['message']} | | | | |")
