@@ -1,7 +1,9 @@
 """Budgets inside `quantize`, on the shipped model: what is asked for is what the file is."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +17,16 @@ FLOAT_BYTES = MODEL.stat().st_size
 ALLOCATE = mixed.allocate
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("errors")
+
+
 @pytest.fixture(autouse=True)
-def few_options(monkeypatch):
+def few_options(monkeypatch, folder):
+    """Three numbers of bits, and one folder of measured errors for all runs."""
     monkeypatch.setattr(budgeting, "OPTIONS", ((8, 8), (4, 8), (2, 8)))
+    monkeypatch.setattr(budgeting, "tempfile", SimpleNamespace(TemporaryDirectory=lambda **_: nullcontext(str(folder))))
 
 
 def quantized(check=True, **changes):
