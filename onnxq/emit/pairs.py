@@ -81,6 +81,8 @@ def emit_pair(
         border: Its rounding border.
         own: One pair for every reader instead of one for all.
     """
+    if grid.bits >= 8 and border is None and not guarded:
+        widen_clip(model, value, grid)
     readers = [node for node in graph.users(value) if grid.everywhere or node in inside]
     if own:
         for reader in readers:
@@ -123,12 +125,41 @@ def _pair(
 
 def _clip_bounds(model: Model, name: str, grid: TensorGrid) -> list[Value]:
     """The ends of a grid of fewer than 8 bits: clipped there, its codes are the only ones that occur."""
+    low, high = _ends(grid)
+    return [graph.add_constant(model, f"{name}_low", low), graph.add_constant(model, f"{name}_high", high)]
+
+
+def _ends(grid: TensorGrid) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest value of a grid."""
     codes = codes_of(grid)
-    ends = {"low": codes.qmin, "high": codes.qmax}
-    return [
-        graph.add_constant(model, f"{name}_{end}", np.asarray((code - grid.zero_point) * grid.scale, np.float32))
-        for end, code in ends.items()
-    ]
+    low, high = (np.asarray((code - grid.zero_point) * grid.scale, np.float32) for code in (codes.qmin, codes.qmax))
+    return low, high
+
+
+def widen_clip(model: Model, value: Value, grid: TensorGrid) -> None:
+    """Move the bounds of a Clip that makes `value` out to the ends of its grid, where no code changes by that.
+
+    Bounds that round to the first and the last code lie within half a step of these. onnxruntime before 1.31 leaves
+    such a Clip out when it fuses, and then refuses its own graph; what begins at or beyond the ends it removes before.
+
+    Args:
+        model: Edited in place.
+        value: The tensor.
+        grid: Its grid.
+    """
+    clip = graph.producer(value, "Clip")
+    bounds = [] if clip is None else [graph.constant(bound) for bound in clip.inputs[1:3]]
+    codes, name = codes_of(grid), graph.name_of(value)
+    if clip is None or len(bounds) < 2:
+        return
+    for bound, last in zip(bounds, (codes.qmin, codes.qmax), strict=True):
+        if bound is None or bound.dtype != np.float32 or quantize(bound, grid.scale, grid.zero_point, codes) != last:
+            return
+    low, high = _ends(grid)
+    if low < bounds[0]:
+        clip.replace_input_with(1, graph.add_constant(model, f"{name}_low", low))
+    if high > bounds[1]:
+        clip.replace_input_with(2, graph.add_constant(model, f"{name}_high", high))
 
 
 def guard(model: Model, value: Value) -> None:

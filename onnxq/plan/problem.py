@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -91,8 +91,7 @@ class Problem:
     def _one_each(self, size: int) -> LinearConstraint:
         rank = {name: index for index, name in enumerate(self.errors)}
         rows = [rank[name] for name, _ in self.choices]
-        entries = (np.ones(len(rows)), (rows, range(len(rows))))
-        return LinearConstraint(csr_array(entries, shape=(len(rank), size)), 1.0, 1.0)
+        return LinearConstraint(_matrix(np.ones(len(rows)), rows, range(len(rows)), (len(rank), size)), 1.0, 1.0)
 
     def _steps(self, size: int) -> list[LinearConstraint]:
         """The two inequalities z >= f - g and z >= g - f of every pair of neighbours."""
@@ -106,7 +105,7 @@ class Problem:
         if not data:
             return []
         rows, columns, values = zip(*data, strict=True)
-        return [LinearConstraint(csr_array((values, (rows, columns)), shape=(2 * len(self.pairs), size)), 0.0, np.inf)]
+        return [LinearConstraint(_matrix(values, rows, columns, (2 * len(self.pairs), size)), 0.0, np.inf)]
 
     def least(self, goal: Row, limits: Sequence[float]) -> Floats | None:
         """The binaries of the choice with the least `goal`, None when nothing meets the limits of the costs."""
@@ -176,6 +175,12 @@ def _useful(degradation: Degradations, costs: Sequence[Costs]) -> list[tuple[str
                 kept.append(bits)
         found += [(name, bits) for bits in kept]
     return found
+
+
+def _matrix(values: Iterable[float], rows: Iterable[int], columns: Iterable[int], shape: tuple[int, int]) -> csr_array:
+    """A sparse matrix with 32-bit indices: the solver of scipy 1.11 takes no others."""
+    places = [np.fromiter(indices, np.int32) for indices in (rows, columns)]
+    return csr_array((np.fromiter(values, np.float64), (places[0], places[1])), shape=shape)
 
 
 def _scaled(values: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """What lies between layers: sums, pools, activations and moves in integer kernels."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,7 @@ from emitting import assert_good, quantized, stored
 from helpers import model, run, weights
 
 from onnxq import graph
+from onnxq.emit import emit
 from onnxq.grid import Grid
 
 CONSTANTS = {
@@ -249,3 +251,35 @@ def test_an_output_on_a_grid_keeps_its_name_and_inner_readers():
     _, emitted, ran = assert_good(m, feeds)
     assert ran.count("QLinearConv") == 2
     assert len(np.unique(run(emitted, feeds)["h"])) <= 256
+
+
+def clip_bounds(emitted, name):
+    clip = graph.value_map(emitted)[name].producer()
+    return [graph.constant(bound) for bound in clip.inputs[1:3]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.7, 3.3), (-1.31, 2.2), (-0.203, 0.61)])
+def test_the_bounds_of_a_clip_that_rounding_replaces_are_the_ends_of_its_grid(low, high):
+    """onnxruntime before 1.31 refuses the graph that it makes where they lie within half a step of these."""
+    m, feeds = between("[n] i = Clip(h, minus, three)")
+    for name, bound in (("minus", low), ("three", high)):
+        graph.set_initializer(m, name, np.asarray(bound, np.float32))
+    plan, emitted, ran = assert_good(m, feeds)
+    grid = plan.tensors["i"]
+    first, last = (np.float32((code - grid.zero_point) * grid.scale) for code in (0, 255))
+    narrow, wide = clip_bounds(emitted, "i")
+    assert narrow == min(first, np.float32(low))
+    assert wide == max(last, np.float32(high))
+    assert abs(narrow - low) <= grid.scale / 2
+    assert abs(wide - high) <= grid.scale / 2
+    assert (narrow, wide) != (np.float32(low), np.float32(high))
+    assert "Clip" not in ran
+
+
+def test_the_bounds_of_a_clip_inside_its_grid_stay():
+    """Codes beyond the bounds occur without it."""
+    m, feeds = between("[n] i = Clip(h, minus, three)")
+    plan, _ = quantized(m, feeds)
+    grid = replace(plan.tensors["i"], scale=1.03 * plan.tensors["i"].scale)
+    emitted = emit(m, replace(plan, tensors={**plan.tensors, "i": grid}))
+    assert clip_bounds(emitted, "i") == [np.float32(-0.7), np.float32(3.3)]

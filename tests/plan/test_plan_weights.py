@@ -144,7 +144,7 @@ def test_codes_begin_where_the_weights_do(bits, axis, shift, seed):
     found = np.square(codes * steps - w).sum()
     assert found <= 1.02 * error(w, least_squares(w, Grid(bits), axis), Grid(bits), axis).sum()
     if abs(shift) > 1.5:
-        assert found < 0.5 * error(w, least_squares(w, Grid(bits), axis), Grid(bits), axis).sum()
+        assert found < 0.65 * error(w, least_squares(w, Grid(bits), axis), Grid(bits), axis).sum()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
