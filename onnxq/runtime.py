@@ -91,9 +91,11 @@ class Session:
         save_optimized: Path | None = None,
     ) -> None:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._weights: dict[str, Array] = {}  # the runtime reads them where they are, and does not keep them alive
         require_provider(config.provider)
         options = _options(config, save_optimized)
-        source = self._as_source(model)
+        apart = config.provider == "cpu" and save_optimized is None
+        source = self._as_source(model, options if apart else None)
         name = source.name if isinstance(source, Path) else "the model"
         try:
             self._session = ort.InferenceSession(
@@ -107,9 +109,15 @@ class Session:
         self.outputs: tuple[InputSpec, ...] = tuple(_spec(entry) for entry in self._session.get_outputs())
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
-    def _as_source(self, model: graph.Model | bytes | Path) -> bytes | Path:
+    def _as_source(self, model: graph.Model | bytes | Path, options: Any) -> bytes | Path:
+        """What onnxruntime loads; large weights are handed over as they are, by the session's `options` if given."""
         if isinstance(model, bytes | Path):
             return model
+        if options is not None and graph.nbytes(model) >= graph.WHOLE:
+            source, self._weights = graph.to_parts(model)
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
+            return source
         if graph.nbytes(model) <= graph.SINGLE_FILE_LIMIT:
             return graph.to_bytes(model)
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxq-")

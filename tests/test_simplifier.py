@@ -137,6 +137,53 @@ def test_weights_too_large_for_one_file_travel_beside_it(monkeypatch, child, scr
     assert_same_outputs(run(m, X), run(simple, X))
 
 
+@pytest.mark.parametrize("failing", [False, True])
+def test_large_weights_stay_here(failing, monkeypatch, child):
+    """Of a large model; the child sees them as inputs."""
+    m = shapes()
+    before, whole = graph.to_bytes(m), simplify(m)[0]
+    monkeypatch.setattr(onnxq.simplifier, "APART", 200)
+    monkeypatch.setattr(onnxq.simplifier, "LARGEST_ALONG", 100)
+    monkeypatch.setattr("onnxq.graph.parts.LEAST", 10**9)
+    check = "import sys, onnx; m = onnx.load(sys.argv[1]); sizes = {len(t.raw_data) for t in m.graph.initializer};"
+    guard = f"{check} assert max(sizes) < 100 and [v.name for v in m.graph.input] == ['x', 'w']\n"
+    child(
+        guard + ("raise RuntimeError('no')" if failing else onnxq.simplifier.CHILD.read_text().split("annotations")[1])
+    )
+    simple, reason = simplify(m)
+    assert graph.to_bytes(m) == before
+    if failing:
+        assert simple is m
+        assert reason == "simplification failed (RuntimeError: no); continuing without it"
+        return
+    assert reason is None
+    assert simple.graph.initializers["w"].const_value is m.graph.initializers["w"].const_value
+    assert ops(simple) == ops(whole)
+    assert [value.name for value in simple.graph.inputs] == ["x"]
+    assert_same_outputs(run(m, X), run(simple, X))
+
+
+def test_a_simplifier_that_needs_rich_gets_it(tmp_path, monkeypatch):
+    """onnxsim before 0.5 does, later ones start faster without."""
+    package = tmp_path / "onnxsim"
+    package.mkdir()
+    (package / "__init__.py").write_text("from onnxsim.core import simplify")
+    (package / "core.py").write_text("""
+import onnx
+from rich.text import Text
+try:
+    import torch
+except ImportError:
+    def simplify(path, **options):
+        return onnx.load(path), bool(Text("yes"))
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    m = shapes()
+    simple, reason = simplify(m)
+    assert reason is None
+    assert ops(simple) == ops(m)
+
+
 EDIT = """
 import sys, onnx
 m = onnx.load(sys.argv[1])

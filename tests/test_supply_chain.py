@@ -2,6 +2,7 @@
 
 import ast
 import socket
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,18 @@ from helpers import proto, weights
 import onnxq
 from onnxq.cli.main import _run as run
 
+ROOT = Path(__file__).parent.parent
 SOURCES = sorted(Path(onnxq.__file__).parent.rglob("*.py"))
 FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "socket", "ssl", "urllib", "http", "requests", "ftplib", "smtplib"}
+
+
+def test_the_oldest_set_is_the_lower_bounds():
+    """.ci/oldest installs what pyproject.toml promises to work."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line for line in lines if not line.startswith("#")}
+    extra = {word for word in project["optional-dependencies"]["dev"] if word.startswith(("hypothesis", "pytest"))}
+    assert pinned == {word.replace(">=", "==") for word in (*project["dependencies"], *extra)}
 
 
 def imported(tree):

@@ -55,23 +55,22 @@ def observe(
     session = Session(graph.with_outputs(model, inner, keep=False) if inner else model, config)
     seen = {name: Histogram(name, zlib.crc32(name.encode()) ^ seed) for name in tensors}
     pieces = _Pieces(has_free_rows(session))
-    rows, first_rows = 0, 0
-    shapes: dict[str, tuple[int, ...]] = {}
+    rows, first = 0, None
     with ThreadPoolExecutor(WORKERS) as pool:
         for feeds in pieces.of(dataset):
             found = session.run(feeds, inner) if inner else {}
             values = [np.asarray(found[name] if name in found else feeds[name], np.float32) for name in seen]
             list(pool.map(Histogram.add, seen.values(), values))
             pieces.learn(found, feeds)
-            if not rows:
-                first_rows = count_rows(feeds)
-                shapes = probe_shapes(model, feeds, shapes_of, config)
+            first = feeds if first is None else first
             rows += count_rows(feeds)
             if progress is not None:
                 progress(rows)
-    if not rows:
+    if first is None:
         raise DataError("the calibration data holds no rows.")
-    return Observations({name: h.stats() for name, h in seen.items()}, shapes, rows, first_rows)
+    del session  # it holds a copy of the weights, and so will the next
+    shapes = probe_shapes(model, first, shapes_of, config)
+    return Observations({name: h.stats() for name, h in seen.items()}, shapes, rows, count_rows(first))
 
 
 def count_rows(feeds: Feeds) -> int:

@@ -55,6 +55,7 @@ from onnxq.graph.look import (
 )
 from onnxq.graph.opsets import raise_opset
 from onnxq.graph.packed import FLOAT16, FLOAT32, INT8, INT32, add_packed, sources
+from onnxq.graph.parts import WHOLE, inputs_as_weights, to_parts, weights_as_inputs
 from onnxq.graph.slices import cut_at_codes, with_outputs
 from onnxq.graph.soften import Softened, soften
 from onnxq.graph.text import from_text
@@ -67,6 +68,7 @@ __all__ = [
     "LAYER_OPS",
     "PRODUCT",
     "SINGLE_FILE_LIMIT",
+    "WHOLE",
     "Activation",
     "Graph",
     "Layer",
@@ -91,6 +93,7 @@ __all__ = [
     "from_text",
     "infer_shapes",
     "input_specs",
+    "inputs_as_weights",
     "layer_of",
     "lift_constants",
     "load",
@@ -119,8 +122,10 @@ __all__ = [
     "sources",
     "sub_model",
     "to_bytes",
+    "to_parts",
     "unique_name",
     "users",
     "value_map",
+    "weights_as_inputs",
     "with_outputs",
 ]

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from onnxq.graph.checks import check, one_line, require_message, require_readabl
 from onnxq.graph.edit import tidy
 from onnxq.graph.look import opset
 from onnxq.graph.opsets import converted
+from onnxq.graph.parts import WHOLE, bare, lift_weights, put_back
 
 OPSET_FLOOR = 13
 """Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
@@ -66,8 +66,12 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError(f"{source.name} is not an ONNX file: {one_line(error)}") from error
     check(proto, source)
     proto, note = converted(proto, source, OPSET_FLOOR)
+    arrays = {}
     try:
+        if proto.ByteSize() >= WHOLE:
+            proto, arrays = lift_weights(proto)
         model = ir.from_proto(proto)
+        put_back(model, arrays)
         model.meta[NOTE] = note
         ir.external_data.set_base_dir(model.graph, source.parent)
         tidy(model)
@@ -147,9 +151,7 @@ def model_files(path: Path) -> list[Path]:
 def digest(model: ir.Model) -> str:
     """SHA-256 over the graph and its weights, as hex."""
     state = hashlib.sha256()
-    bare: Any = ir.to_proto(model)
-    del bare.graph.initializer[:]
-    state.update(bare.SerializeToString(deterministic=True))
+    state.update(bare(model).SerializeToString(deterministic=True))
     for name, value in sorted(model.graph.initializers.items()):
         state.update(f"{name} {value.dtype} {value.shape}".encode())
         if value.const_value is not None:

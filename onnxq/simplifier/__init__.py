@@ -17,6 +17,10 @@ from onnxq.errors import OnnxqError
 
 CHILD = Path(__file__).with_name("child.py")
 """The child's program."""
+APART = 1 << 28
+"""Above this many bytes of weights the large ones stay here, and onnxsim takes them for inputs."""
+LARGEST_ALONG = 1 << 20
+"""Bytes of a weight that goes along all the same. What onnxsim would fold of larger ones, `FoldConstants` does."""
 _GIB = 1 << 30
 
 
@@ -42,10 +46,11 @@ def simplify(
         The simplified model and None; or `model` itself and one sentence that says why it was not simplified.
     """
     limit = 8 * _GIB + 6 * graph.nbytes(model) if memory_bytes is None else memory_bytes
+    given = graph.weights_as_inputs(model, LARGEST_ALONG) if graph.nbytes(model) > APART else model
     try:
         with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
             source, destination = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
-            graph.save(_with_output_shapes(model), source)
+            graph.save(_with_output_shapes(given), source)
             failure = graph.run_confined(CHILD, source, destination, timeout_s=timeout_s, memory_bytes=limit, stop=stop)
             if failure is not None:
                 return model, f"simplification {failure}; continuing without it"
@@ -55,6 +60,8 @@ def simplify(
         return model, f"simplification failed ({error.strerror or error}); continuing without it"
     except OnnxqError as error:
         return model, f"simplification failed ({_one_line(str(error))}); continuing without it"
+    if given is not model:
+        graph.inputs_as_weights(simplified, model, LARGEST_ALONG)
     difference = _restore_interface(simplified, model)
     if difference is not None:
         return model, f"simplification changed the model's {difference}; continuing without it"

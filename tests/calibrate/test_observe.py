@@ -1,3 +1,4 @@
+import weakref
 from importlib import import_module
 
 import numpy as np
@@ -43,6 +44,23 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(MODULE, "Session", Spy)
     return seen
+
+
+def test_one_session_lives_at_a_time(monkeypatch):
+    """Each may hold a copy of the weights."""
+    living, most = weakref.WeakSet(), []
+
+    class Counted(Session):
+        def __init__(self, *given):
+            super().__init__(*given)
+            living.add(self)
+            most.append(len(living))
+
+    monkeypatch.setattr(MODULE, "Session", Counted)
+    found = observe(mlp(), batches(7, 3), ["h"], ["x", "r"], config=ONE)
+    assert most == [1, 1]
+    assert found.shapes == {"x": (1, 4), "r": (1, 5)}
+    assert (found.rows, found.batch_rows) == (10, 1)
 
 
 def test_extremes_are_those_of_a_direct_run():
