@@ -20,7 +20,7 @@ from onnxq.graph.checks import check, one_line, require_message, require_readabl
 from onnxq.graph.edit import tidy
 from onnxq.graph.look import opset
 from onnxq.graph.opsets import converted
-from onnxq.graph.parts import WHOLE, bare, lift_weights, put_back
+from onnxq.graph.parts import WHOLE, Arrays, bare, lift_weights, put_back
 
 OPSET_FLOOR = 13
 """Per-channel QuantizeLinear / DequantizeLinear begin here, and every operator has one meaning from here on."""
@@ -66,7 +66,7 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError(f"{source.name} is not an ONNX file: {one_line(error)}") from error
     check(proto, source)
     proto, note = converted(proto, source, OPSET_FLOOR)
-    arrays = {}
+    arrays: Arrays = {}
     try:
         if proto.ByteSize() >= WHOLE:
             proto, arrays = lift_weights(proto)

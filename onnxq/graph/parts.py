@@ -6,6 +6,8 @@ is written with a mark in the place of each large weight, and the weights go alo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -30,6 +32,8 @@ _PLAIN = frozenset(
 )
 """Element types that numpy and every runtime have."""
 _ELSEWHERE = "taken-out"
+Arrays = dict[str, npt.NDArray[Any]]
+"""Weights by name."""
 
 
 def large_weights(model: ir.Model, least: int = LEAST) -> dict[str, ir.TensorProtocol]:
@@ -42,7 +46,7 @@ def large_weights(model: ir.Model, least: int = LEAST) -> dict[str, ir.TensorPro
     }
 
 
-def to_parts(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
+def to_parts(model: ir.Model) -> tuple[bytes, Arrays]:
     """`model` as a message with marks for its large weights, and these weights by name, not copied where possible."""
     proto, taken = _without(model)
     arrays = {name: _aligned(tensor.numpy()) for name, tensor in taken.items()}
@@ -62,17 +66,17 @@ def _without(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
     copy = model.clone()
     for name, tensor in taken.items():
         copy.graph.initializers[name].const_value = ir.ExternalTensor(
-            _ELSEWHERE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            _ELSEWHERE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
     return ir.to_proto(copy), taken
 
 
-def _aligned(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """`array`, or a copy where its elements do not lie one after the other at their natural places."""
     return np.require(array, requirements=["C", "A"])
 
 
-def lift_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[np.generic]]]:
+def lift_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Arrays]:
     """A message without the bytes of its large weights, and these weights as arrays.
 
     Reading a weight of a message copies it, every time; and a message keeps all of its memory as long as any part of
@@ -81,7 +85,7 @@ def lift_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, npt
     Args:
         proto: Emptied; not to be used any more.
     """
-    arrays = {}
+    arrays: Arrays = {}
     for tensor in proto.graph.initializer:
         if tensor.data_type in _PLAIN and tensor.HasField("raw_data") and len(tensor.raw_data) >= LEAST:
             dtype = np.dtype(ir.DataType(tensor.data_type).numpy()).newbyteorder("<")
@@ -92,7 +96,7 @@ def lift_weights(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, npt
     return lean, arrays
 
 
-def put_back(model: ir.Model, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
+def put_back(model: ir.Model, arrays: Arrays) -> None:
     """Give the initializers of these names their arrays."""
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
