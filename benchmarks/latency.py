@@ -70,8 +70,15 @@ def runner(model: str, rows: list[Feed], threads: int) -> Callable[[int], float]
     return timed
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """A 95 % interval of the median, from the order of the values alone."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    first = max(0, int(len(values) / 2 - half))
+    return ordered[first], ordered[len(values) - 1 - first]
+
+
 def compare(float_model: str, model: str, rows: list[Feed], threads: int, seconds: float) -> dict[str, float]:
-    """Median of the paired ratios model / float, with quartiles, and the median times."""
+    """Median of the paired ratios model / float, its 95 % interval and the quartiles, and the median times."""
     sides = [runner(float_model, rows, threads), runner(model, rows, threads)]
     runs = [max(1, round(SLICE_S / min(side(1) for _ in range(5)))) for side in sides]
     times: list[tuple[float, float]] = []
@@ -91,6 +98,8 @@ def compare(float_model: str, model: str, rows: list[Feed], threads: int, second
         "ratio": round(middle, 4),
         "ratio_q1": round(low, 4),
         "ratio_q3": round(high, 4),
+        "ratio_low": round(interval(ratios)[0], 4),
+        "ratio_high": round(interval(ratios)[1], 4),
         "ratio_of_minima": round(fastest[1] / fastest[0], 4),
         "float_ms": round(1e3 * statistics.median(a for a, _ in times), 4),
         "model_ms": round(1e3 * statistics.median(b for _, b in times), 4),
