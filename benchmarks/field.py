@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,10 @@ def planned(models: Iterable[str], args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def missing(runs: Iterable[Run], rows: list[Row], again: bool) -> list[Run]:
+def missing(runs: Sequence[Run], rows: list[Row], again: bool) -> list[Run]:
     """The runs without a row; with `again`, those whose row failed too, and these rows are removed."""
     if again:
-        rows[:] = [row for row in rows if row["status"] == "ok"]
+        rows[:] = [row for row in rows if row["status"] == "ok" or not any(one.made(row) for one in runs)]
     return [one for one in runs if not any(one.made(row) for row in rows)]
 
 

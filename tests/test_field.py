@@ -60,8 +60,9 @@ def test_a_row_that_is_there_is_not_repeated(load, options):
     assert [one.quantizer for one in field.missing(runs, rows, again=False)] == ["aimet"]
     for other in ({"limit": 5}, {"samples": 256}, {"first_last": "same"}, {"bits": "W4A8"}, {"model": "other"}):
         assert "onnxq-light" in {one.quantizer for one in field.missing(runs, [rows[0], rows[1] | other], again=False)}
+    rows.append(row("quark", status="failed"))  # of another call
     assert [one.quantizer for one in field.missing(runs, rows, again=True)] == ["onnxq-light", "aimet"]
-    assert [one["quantizer"] for one in rows] == ["float"]
+    assert [one["quantizer"] for one in rows] == ["float", "quark"]
 
 
 def test_an_environment_that_is_not_there_is_a_message(load, options, tmp_path):
@@ -179,6 +180,8 @@ def test_the_types_that_onnxruntime_is_told(load, net):
     types = {name: entry[0]["quant_type"].name for name, entry in ours.overrides(net, job(shared, 8)).items()}
     assert types == {"w1": "QInt4", "w2": "QInt4", "r": "QUInt4", "s": "QUInt4"}
     assert set(ours.overrides(net, job(shared, 8, 8))) == {"w1", "w2"}
+    eight = shared.Job(Path("m"), Path("f"), Path("o"), 8, 8, None, {})
+    assert ours.overrides(net, eight) == {}
     gemm = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
     model = onnx.helper.make_model(onnx.helper.make_graph([gemm], "g", [], []))
     assert ours.axis(model, "w") == 0

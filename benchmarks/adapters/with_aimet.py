@@ -29,7 +29,7 @@ def main() -> None:
     if steps := task.settings["adaround"]:
         apply_adaround(sim, feeds, num_iterations=steps)
     sim.compute_encodings(feeds)
-    save(sim.to_onnx_qdq(prequantize_constants=True, export_int32_bias=task.settings["int32_bias"]), task)
+    save(sim.to_onnx_qdq(prequantize_constants=True, export_int32_bias=True), task)
 
 
 if __name__ == "__main__":
