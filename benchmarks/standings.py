@@ -41,12 +41,18 @@ def _table(key: tuple[Any, ...], rows: Sequence[Row], floats: Mapping[tuple[str,
         before = floats.get((model, limit))
         if before:
             lines.append(_line(_cells(before, before)))
-        lines += [_line(_cells(row, before)) for row in rows if row["model"] == model]
+        here = sorted((row for row in rows if row["model"] == model), key=_place)
+        lines += [_line(_cells(row, before)) for row in here]
     failures = [f"- {row['model']}, {row['quantizer']}: {row['message']}" for row in rows if row["message"]]
     ahead = [f"- {row['model']}, {lead}" for model in models for row, lead in leads(_of(rows, model))]
     for title, notes in (("Messages", failures), ("Ahead of onnxq by more than the noise", ahead)):
         lines += ["", f"{title}:", "", *notes] if notes else []
     return "\n".join([*lines, ""])
+
+
+def _place(row: Row) -> tuple[bool, str]:
+    """The order in a table: onnxq's first, then by name."""
+    return not row["quantizer"].startswith(OURS), row["quantizer"]
 
 
 def _of(rows: Iterable[Row], model: str) -> list[Row]:
