@@ -181,8 +181,9 @@ def score(job: Job, task: str, rows: int, samples: int) -> float:
 
 def with_codebooks(model: Any, bits: int, per_channel: bool) -> Any:
     """A float model with few different values in all layers but the first and last."""
-    from onnxq import graph
     from onnxq.tune.codebook import codebook
+
+    from onnxq import graph
 
     layers = [graph.layer_of(node) for node in graph.nodes(model, *graph.LAYER_OPS)]
     for layer in [layer for layer in layers if not isinstance(layer, str)][1:-1]:

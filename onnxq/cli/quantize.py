@@ -185,8 +185,8 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         raise UsageError(f"--recipe takes a .toml file, or an .onnx file of an earlier run, not {options['recipe']}.")
     fields = (
         "target", "weight_bits", "codebook_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples",
-        "seed", "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
-        "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
+        "seed", "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency",
+        "max_drop", "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(

@@ -50,9 +50,7 @@ class Book:
         along = {"axis": self.axis}
         if self.index.shape == self.shape:
             return graph.add_node(model, "GatherElements", [table, rows], name, before=before, attributes=along)
-        flat = graph.add_node(
-            model, "GatherElements", [table, rows], f"{name}_flat", before=before, attributes=along
-        )
+        flat = graph.add_node(model, "GatherElements", [table, rows], f"{name}_flat", before=before, attributes=along)
         shape = graph.add_constant(model, f"{name}_shape", np.asarray(self.shape, np.int64))
         return graph.add_node(model, "Reshape", [flat, shape], name, before=before)
 

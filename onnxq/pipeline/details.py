@@ -28,8 +28,8 @@ from onnxq.tune import ErrorSums
 from onnxq.types import Dataset, Feeds, LearnedLayer, Log, Observations, QuantPlan, Silence, TensorStats, Tuned
 from onnxq.types.details import Bars, Details, LayerDetail, TensorDetail, WeightDetail
 from onnxq.types.flow import TensorGrid
-from onnxq.types.weights import WeightGrid
 from onnxq.types.mixed import Allocation, Study, bits_text
+from onnxq.types.weights import WeightGrid
 
 ROWS = 16
 """Held-out rows on which layers are compared."""

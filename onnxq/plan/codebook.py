@@ -32,14 +32,14 @@ from onnxq.types import WeightGrid
 BITS = (1, 2, 3, 4)
 SHORT = 32
 """Weights of a channel below which a layer keeps its int8 codes, unless it is asked for by name."""
-SHARE = 0.5
+SHARE = 0.25
 """Most bytes of a channel's own codebook, of those of its indices."""
 Floats = npt.NDArray[np.float64]
 
 
 def short(weight: npt.NDArray[np.float32], axis: int) -> bool:
     """Whether the channels along `axis` have too few weights for codebooks to be worth it."""
-    return weight.size < SHORT * weight.shape[axis]
+    return bool(weight.size < SHORT * weight.shape[axis])
 
 
 def codebook_grid(
@@ -103,7 +103,7 @@ def codebooks(
 def _earns(weight: npt.NDArray[np.float32], bits: int, axis: int) -> bool:
     """Whether channels are long enough for codebooks of their own, in a layout that these can be looked up in."""
     plain = axis == 0 or weight.ndim == 2
-    return plain and 2**bits <= SHARE * bits * (weight.size // max(weight.shape[axis], 1)) / 8
+    return plain and 8 * 2**bits * weight.shape[axis] <= SHARE * bits * weight.size
 
 
 def _book(units: npt.NDArray[np.float32], counts: Floats, size: int) -> tuple[int, ...]:

@@ -212,7 +212,7 @@ def _layer_table(found: Inspection) -> Table:
         table.add_column(heading, justify="right" if heading in ("bits", "bytes") else "left")
     for layer in found.layers:
         stored = layer.weight_dtype + (f" book of {layer.codebook}" if layer.codebook else "")
-        stored += (f" x {layer.weight_scales} scales" if layer.weight_scales else "")
+        stored += f" x {layer.weight_scales} scales" if layer.weight_scales else ""
         table.add_row(
             escape(layer.name),
             layer.op_type,
