@@ -45,22 +45,22 @@ class Override:
         match: Glob of node names, upper and lower case told apart; None for any name.
         op: Operator; None for any.
         weight_bits: Bits of the weights, 2 to 8.
-        codebook_bits: Bits of an index into a codebook, 1 to 4, in place of `weight_bits`.
         activation_bits: Bits of the input, 2 to 8 or 16. Where layers that read one tensor want different bits, the
             larger number holds.
         keep_float: Whether the nodes stay in float.
         ranges: The rule of `RULES` for the input's range.
         per_channel: One weight step per output channel, or one for the whole weight.
+        codebook_bits: Bits of an index into a codebook, 1 to 4, in place of `weight_bits`.
     """
 
     match: str | None = None
     op: str | None = None
     weight_bits: int | None = None
-    codebook_bits: int | None = None
     activation_bits: int | None = None
     keep_float: bool | None = None
     ranges: str | None = None
     per_channel: bool | None = None
+    codebook_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong type or outside their range, and tables that choose or say nothing.

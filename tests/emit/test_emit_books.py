@@ -26,7 +26,9 @@ def both(made, feeds, bits, **precision):
 def bytes_of(found, large=0):
     """Of all initializers with more elements than `large`, without biases, steps and shapes."""
     tensors = [value.const_value for value in found.graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor.dtype.name in ("INT8", "UINT8", "INT4") and tensor.size > large)
+    return sum(
+        tensor.nbytes for tensor in tensors if tensor.dtype.name in ("INT8", "UINT8", "INT4") and tensor.size > large
+    )
 
 
 @settings(max_examples=12, deadline=None)
@@ -136,7 +138,9 @@ def test_an_index_begins_in_the_middle_of_its_codebook():
 
 
 def test_layers_share_what_unpacks_them():
-    text = "g (float[2,60] x, float[60,70] a, float[70,80] b) => (float[2,80] y) { [n] h = MatMul(x, a) [m] y = MatMul(h, b) }"
+    text = """g (float[2,60] x, float[60,70] a, float[70,80] b) => (float[2,80] y) {
+        [n] h = MatMul(x, a) [m] y = MatMul(h, b)
+    }"""
     made = model(text, a=weights(60, 70), b=weights(70, 80))
     plan, plain = quantized(made, {"x": weights(2, 60)}, Precision(codebooks={"n": 4, "m": 4}))
     packed = emit(made, plan, packed=True)
