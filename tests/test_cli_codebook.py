@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
@@ -93,22 +92,3 @@ def test_what_contradicts_a_codebook_is_one_line_with_exit_code_2(arguments, wor
     assert (shown, len(error.splitlines())) == ("", 1)
     assert words in error
     assert not list(tmp_path.iterdir())
-
-
-def test_codebooks_beat_uniform_grids_of_their_bits_and_biases_can_be_learned_behind_them():
-    data = ROOT / "calibration_data" / "digits"
-    options = {
-        "checks": onnxq.Checks(time_it=False),
-        "samples": 32,
-        "preprocess": onnxq.Preprocess(mean=(0.5,), std=(0.5,)),
-    }
-    uniform = onnxq.quantize(CNN, data, "light", weight_bits=2, **options)
-    books = onnxq.quantize(CNN, data, "light", codebook_bits=2, bias_tuning=True, **options)
-    assert books.verdict.fidelity.sqnr_db["logits"] > uniform.verdict.fidelity.sqnr_db["logits"]
-    assert [step.name for step in books.steps][-1] == "biases"
-    for name, learned in books.learned.items():
-        grid = books.plan.weights[name]
-        rows = [learned.codes] if len(grid.values) == 1 else np.moveaxis(learned.codes, grid.axis or 0, 0)
-        for row, book in zip(rows, grid.values, strict=False):
-            assert set(np.unique(row)) <= set(book)
-    assert any(grid.values for grid in books.plan.weights.values())

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from emitting import quantized
-from helpers import model, weights
+from helpers import model, run, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_emit_packed import OPS, assert_identical, codes_in, layer
@@ -14,6 +14,7 @@ from test_emit_packed import OPS, assert_identical, codes_in, layer
 from onnxq import graph
 from onnxq.emit import emit
 from onnxq.emit.books import book_of
+from onnxq.emit.packing import Packer
 from onnxq.plan import Precision
 from onnxq.types import LearnedLayer, WeightGrid
 
@@ -97,6 +98,26 @@ def test_small_weights_stay_as_they_are():
     _, plain, packed = both(made, feeds, 2)
     assert_identical(plain, packed, feeds)
     assert graph.producer(graph.producer(graph.node_names(packed)["n"].inputs[1]).inputs[0]) is None
+
+
+def test_a_codebook_that_costs_more_than_it_saves_is_not_written():
+    """Beside a large weight that pays for the shared table: 700 codes save 525 bytes, 400 of which codebooks take."""
+    made = model("g (float[1] x) => (float[1] y) { [n] y = Relu(x) }")
+    grids = {
+        "large": WeightGrid((0.1,), None, 2, values=((-100, -20, 10, 90),)),
+        "one": WeightGrid((0.1,), None, 2, values=((-100, -20, 10, 90),)),
+        "each": WeightGrid((0.1,) * 100, 0, 2, values=((-100, -20, 10, 90),) * 100),
+    }
+    shapes = {"large": (100, 400), "one": (100, 12), "each": (100, 7)}
+    codes = {
+        name: np.random.default_rng(1).choice(np.int8([-100, -20, 10, 90]), shape) for name, shape in shapes.items()
+    }
+    packer = Packer(made, codes, {}, {name: book_of(codes[name], grid) for name, grid in grids.items()})
+    for name, array in codes.items():
+        value = packer.store(name, array, graph.node_names(made)["n"])
+        assert value.is_initializer() == (name == "each")
+        found = array if name == "each" else run(graph.sub_model(made, [], [value.name]), {})[value.name]
+        np.testing.assert_array_equal(found, array)
 
 
 def test_codes_that_are_in_no_codebook_are_stored_all_the_same():

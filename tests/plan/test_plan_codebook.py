@@ -147,6 +147,8 @@ def test_steps_leave_room_for_the_bias_and_codes_for_other_processors():
     assert biased.scales[0] == pytest.approx(1e9 / (0.01 * 2**30))
     assert biased.scales[1] == plain.scales[1]
     assert biased.values[0] == tuple(np.unique(np.rint(weight[0] / np.float32(biased.scales[0])).astype(int)))
+    whole = codebook_grid(weight, np.float32([-1e9, 0.1]), 3, None, 0.01)
+    assert whole.scales == (biased.scales[0],)
     narrow = codebook_grid(weight, None, 3, 0, 0.01, widest=7)
     np.testing.assert_allclose(narrow.scales, steps_of(weight, 0) * 127 / 63, rtol=1e-6)
     assert max(abs(code) for book in narrow.values for code in book) <= 63 < max(map(max, plain.values))
