@@ -83,6 +83,7 @@ def test_a_dry_run_names_codebooks(capsys):
         (["--codebook-bits", "3", "--max-size", "0.2x"], "budgets choose between uniform grids"),
         (["--codebook-bits", "3", "--max-drop", "0.01"], "budgets choose between uniform grids"),
         (["--codebook-bits", "3", "--preset", "advanced"], "add --reconstruction none"),
+        (["--codebook-bits", "3", "--weight-only"], "leave --codebook-bits out"),
         (["--codebook-bits", "3", "--target", "tensorrt"], "--target tensorrt, which reads whole codes"),
     ],
 )
