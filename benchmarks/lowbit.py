@@ -4,6 +4,7 @@
                                                  [--seeds 0 1 2] [--first-last 8] [--samples 512] [--limit 10000]
 
 Every way gets the same calibration rows. Ways that learn run once per seed, and mean and half the spread are shown.
+W4A8 is 4 bits per weight and 8 per activation; C4A8 the same with weights in codebooks, --codebook-bits 4.
 DIR gets lowbit.jsonl, a row per run, and lowbit.md; a run that lowbit.jsonl has already is not repeated. Agreement is
 with the float model; activations below 8 bits are simulated. See w8a8.py for the models.
 """
@@ -58,10 +59,11 @@ def measured(run_: Run, subject: Subject, args: argparse.Namespace) -> dict[str,
     out = args.out / "models" / f"{run_.label}.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
     log = args.out / "logs" / run_.label
-    found = re.fullmatch(r"W(\d+)A(\d+)", run_.bits)
+    found = re.fullmatch(r"([WC])(\d+)A(\d+)", run_.bits)
     assert found is not None, run_.bits
     argv = [sys.executable, "-m", "onnxq", "quantize", str(subject.model), "--data", str(subject.feeds), "-o", str(out)]
-    argv += ["--weight-bits", found[1], "--activation-bits", found[2], "--first-last", str(run_.first_last)]
+    option = "--weight-bits" if found[1] == "W" else "--codebook-bits"
+    argv += [option, found[2], "--activation-bits", found[3], "--first-last", str(run_.first_last)]
     argv += ["--samples", str(run_.samples), "--seed", str(run_.seed), "--no-timing", "--json", *WAYS[run_.way]]
     finished = run(argv, log, args.timeout)
     row: dict[str, Any] = {**asdict(run_), "cost": asdict(finished.cost)}
@@ -89,17 +91,18 @@ def planned(names: Iterable[str], args: argparse.Namespace) -> list[Run]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per model, bits and way; mean and half the spread over the seeds."""
-    lines = ["| model | bits | way | metric | agreement % | SQNR dB | seconds | peak MB |", "| --- " * 8 + "|"]
+    lines = ["| model | bits | way | metric | agreement % | SQNR dB | KB | seconds | peak MB |", "| --- " * 9 + "|"]
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["bits"], row["way"]), []).append(row)
     for key, group in groups.items():
         scored = [row["score"] for row in group if "score" in row]
         if not scored:
-            lines.append(f"| {' | '.join(key)} | {group[0].get('message', '')} | | | | |")
+            lines.append(f"| {' | '.join(key)} | {group[0].get('message', '')} | | | | | |")
             continue
         cells = [spread(scored, "value", 100, 2), spread(scored, "agreement", 100, 1), spread(scored, "sqnr_db", 1, 1)]
         costs = [row["cost"] for row in group]
+        cells.append(f"{max(row['bytes'] for row in group if 'bytes' in row) / 1000:.1f}")
         cells += [spread(costs, "wall_s", 1, 0), f"{max(cost['peak_mb'] for cost in costs):.0f}"]
         lines.append(f"| {' | '.join((*key, *cells))} |")
     return "\n".join(lines) + "\n"
@@ -120,7 +123,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="folder for results, files and logs")
     parser.add_argument("--models", nargs="+", default=[name for name in MODELS if "folded" not in name])
-    parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="WnAn")
+    parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="WnAn|CnAn")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--first-last", type=int, default=8)

@@ -161,34 +161,20 @@ def score(job: Job, task: str, rows: int, samples: int) -> float:
 
     if job.method == "float":
         return accuracy(Path(job.path), task, rows)
-    if job.method == "codebook":
-        return accuracy(with_codebooks(graph.load(job.path), job.bits, job.per_channel), task, rows)
-    changes = dict(METHODS[job.method])
+    changes = dict(METHODS.get(job.method, {}))
+    changes["weight_bits" if job.method in METHODS else "codebook_bits"] = job.bits
     names = [spec[0] for spec in graph.input_specs(graph.load(job.path))]
     feeds = list(assets().calibration(task, names, samples))
     made = onnxq.quantize(
         job.path,
         feeds,
         changes.pop("recipe", None),
-        weight_bits=job.bits,
         per_channel=job.per_channel,
         seed=job.seed,
         checks=onnxq.Checks(verify=False),
         **changes,
     )
     return accuracy(made.model, task, rows)
-
-
-def with_codebooks(model: Any, bits: int, per_channel: bool) -> Any:
-    """A float model with few different values in all layers but the first and last."""
-    from onnxq import graph
-    from onnxq.tune.codebook import codebook
-
-    layers = [graph.layer_of(node) for node in graph.nodes(model, *graph.LAYER_OPS)]
-    for layer in [layer for layer in layers if not isinstance(layer, str)][1:-1]:
-        found = codebook(layer.weight, bits, layer.axis if per_channel else None)
-        graph.set_initializer(model, graph.name_of(layer.node.inputs[1]), found.values())
-    return model
 
 
 def jobs_of(variant: str, seed: int, path: Path, args: argparse.Namespace) -> list[Job]:
@@ -211,7 +197,7 @@ def table(scores: dict[Job, float], variants: Sequence[str]) -> str:
                 if (job.method, job.bits, job.per_channel) == (method, bits, per_channel)}  # fmt: skip
         columns = [[top1 for (name, _), top1 in case.items() if name == variant] for variant in variants]
         scales = "channel" if per_channel else "tensor"
-        title = "float" if method == "float" else f"{method} W{bits}{'' if method == 'codebook' else 'A8'} per {scales}"
+        title = "float" if method == "float" else f"{method} W{bits}A8 per {scales}"
         cells = [_cell(column, columns[0] if index else None) for index, column in enumerate(columns)]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

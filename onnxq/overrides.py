@@ -21,11 +21,13 @@ from typing import Any
 from onnxq.calibrate.ranges import RULES
 from onnxq.errors import UsageError
 from onnxq.hints import did_you_mean
+from onnxq.plan.codebook import BITS
 
 KEYS = {
     "match": "match",
     "op": "op",
     "weights.bits": "weight_bits",
+    "weights.codebook": "codebook_bits",
     "activations.bits": "activation_bits",
     "float": "keep_float",
     "ranges": "ranges",
@@ -48,6 +50,7 @@ class Override:
         keep_float: Whether the nodes stay in float.
         ranges: The rule of `RULES` for the input's range.
         per_channel: One weight step per output channel, or one for the whole weight.
+        codebook_bits: Bits of an index into a codebook, 1 to 4, in place of `weight_bits`.
     """
 
     match: str | None = None
@@ -57,6 +60,7 @@ class Override:
     keep_float: bool | None = None
     ranges: str | None = None
     per_channel: bool | None = None
+    codebook_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong type or outside their range, and tables that choose or say nothing.
@@ -78,6 +82,10 @@ class Override:
         ):
             if bits is not None and bits not in (*range(2, 9), *wide):
                 raise UsageError(f"{self} takes {'2 to 8 or 16' if wide else '2 to 8'} for {key}, not {bits}.")
+        if self.codebook_bits is not None and self.codebook_bits not in BITS:
+            raise UsageError(f"{self} takes 1 to 4 for weights.codebook, not {self.codebook_bits}.")
+        if self.weight_bits is not None and self.codebook_bits is not None:
+            raise UsageError(f"{self} gives weights.bits and weights.codebook; take one of them.")
         if self.ranges is not None and self.ranges not in RULES:
             hint = did_you_mean(self.ranges, RULES)
             raise UsageError(f"{self} takes {', '.join(RULES)} for ranges, not {self.ranges!r}.{hint}")
@@ -99,7 +107,7 @@ class Override:
     @property
     def has_bits(self) -> bool:
         """Whether it gives bits, which only layers in integers have."""
-        return self.weight_bits is not None or self.activation_bits is not None
+        return any(bits is not None for bits in (self.weight_bits, self.codebook_bits, self.activation_bits))
 
     def chooses(self, name: str, op_type: str) -> bool:
         """Whether a node is one of its layers."""
@@ -112,7 +120,9 @@ class Override:
         if self.has_bits:
             found.setdefault("keep_float", False)
         if self.keep_float:
-            found |= {"weight_bits": None, "activation_bits": None}
+            found |= {"weight_bits": None, "codebook_bits": None, "activation_bits": None}
+        if self.weight_bits is not None or self.codebook_bits is not None:
+            found |= {"weight_bits": self.weight_bits, "codebook_bits": self.codebook_bits}
         return replace(earlier, **found)
 
     def table(self) -> dict[str, object]:

@@ -20,6 +20,7 @@ from onnxq.hints import did_you_mean
 from onnxq.overrides import Override, read_overrides, toml_value
 from onnxq.plan.attention import FEW_BITS, SOFTMAXES
 from onnxq.plan.budgets import Wishes, read_wishes
+from onnxq.plan.codebook import BITS
 from onnxq.tune.methods import LEARNED
 from onnxq.types.target import TARGET_NAMES
 
@@ -46,6 +47,7 @@ class Recipe:
         threads: Intra-op threads that latency is measured with.
         ranges: A rule of `RULES`, or "auto": per tensor the rule that hurts the model's outputs least.
         weight_bits: Bits of the weights of all layers but the first and last.
+        codebook_bits: Bits of an index into a codebook, 1 to 4, in place of `weight_bits`; 0 for none.
         activation_bits: Bits of the inputs of all layers but the first and last; fewer than 8 are emulated, and CPUs
             compute layers of 16 in float.
         first_last: Bits of the first and last layer.
@@ -87,6 +89,7 @@ class Recipe:
     threads: int = 1
     ranges: str = "auto"
     weight_bits: int = 8
+    codebook_bits: int = 0
     activation_bits: int = 8
     first_last: int = 8
     residual_bits: int = 8
@@ -133,6 +136,8 @@ class Recipe:
             if getattr(self, name) not in (*range(2, 9), *wide):
                 takes = "2 to 8 or 16" if wide else "2 to 8"
                 raise UsageError(f"{_shown(name)} takes {takes}, not {getattr(self, name)}.")
+        if self.codebook_bits not in (0, *BITS):
+            raise UsageError(f"codebook-bits takes 1 to 4, or 0 for none, not {self.codebook_bits}.")
         for name, known in _choices().items():
             if getattr(self, name) not in known:
                 word = getattr(self, name)

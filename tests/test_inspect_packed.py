@@ -69,6 +69,28 @@ def test_bits_bytes_and_codes_of_each_layer(tmp_path, bits, opset, stored):
     assert small.layer_bytes == sum(layer.weight_bytes for layer in small.layers)
 
 
+@pytest.mark.parametrize(("bits", "opset", "stored"), [(1, 17, "uint8"), (3, 17, "uint8"), (4, 21, "int4")])
+def test_a_codebook_has_the_bits_of_its_indices(tmp_path, capsys, bits, opset, stored):
+    made = model(TEXT, opset, b=weights(60), **{name: weights(*shape) for name, shape in SHAPES.items()})
+    placement = place(made)
+    ranges = {name: Range(-3.0, 3.0, "given") for name in placement.tensors}
+    plan = make_plan(made, placement, ranges, Precision(codebook_bits=bits))
+    for name, packed in (("plain", False), ("packed", True)):
+        graph.save(emit(made, plan, packed=packed), tmp_path / f"{name}.onnx")
+    before, after = (onnxq.inspect(tmp_path / f"{name}.onnx").layers for name in ("plain", "packed"))
+    books = len(plan.weights["also"].values)  # 90 weights per channel: too few for 16 values of their own
+    assert (len(plan.weights["two"].values), books) == (90, 1 if bits > 3 else 90)
+    assert min(layer.weight_bits for layer in before) >= 7  # whole int8 codes
+    assert [layer.weight_bits for layer in after] == [8, bits, bits, 8]
+    assert [layer.codebook for layer in after] == [0, 2**bits, 2**bits, 0]
+    assert [layer.codes for layer in after] == [layer.codes for layer in before]
+    assert (after[1].packed, after[1].weight_dtype, before[1].codebook) == (True, stored, 0)
+    shapes = (0 if stored == "int4" else 2 * 8) + 4 * 8  # of two Reshapes, the last one to the weight's four axes
+    assert after[1].weight_bytes == packed_bytes(90 * 540, bits) + 90 * 2**bits + 5 * 90 + shapes
+    assert run(["inspect", str(tmp_path / "packed.onnx")]) == 0
+    assert f"packed {stored} book of {2**bits} x 90 scales" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_float_file_has_no_codes(tmp_path):
     (source, *_), _ = files(tmp_path, 4)
     found = onnxq.inspect(source)

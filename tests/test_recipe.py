@@ -191,6 +191,10 @@ WRONG = [
     ("ranges", '"mes"', "mes", "ranges takes auto, minmax, averaged, percentile, entropy, mse, mae, not 'mes'."),
     ("ranges", '"min-max"', "min-max", "Did you mean 'minmax'?"),
     *(
+        ("codebook_bits", str(bits), bits, f"codebook-bits takes 1 to 4, or 0 for none, not {bits}.")
+        for bits in (-1, 5, 8)
+    ),
+    *(
         (f"{name}", str(bits), bits, f"{name.replace('_', '-')} takes {TAKES[name]}, not {bits}.")
         for name in ("weight_bits", "activation_bits", "first_last", "residual_bits")
         for bits in (1, 9, -8)
@@ -295,6 +299,10 @@ def test_layers_have_tables_of_their_own(write):
         ('match = "a"\nfloat = 1', "takes true or false for float, not 1."),
         ("match = 3\nfloat = true", "takes a string for match, not 3."),
         ('match = "a"\nranges = "mea"', "for ranges, not 'mea'. Did you mean"),
+        ('match = "a"\nweights.codebook = 5', "takes 1 to 4 for weights.codebook, not 5."),
+        ('match = "a"\nweights.codebook = 0', "takes 1 to 4 for weights.codebook, not 0."),
+        ('match = "a"\nweights.codebook = 2\nweights.bits = 4', "gives weights.bits and weights.codebook"),
+        ('match = "a"\nfloat = true\nweights.codebook = 4', "asks for float and for bits"),
         ('match = "a"', "[[layers]] match = 'a' says nothing about its layers"),
         ("weights.bits = 4", "[[layers]] chooses no layer: give match"),
         ('match = "a"\nfloat = true\nweights.bits = 4', "asks for float and for bits"),
@@ -341,6 +349,23 @@ def test_later_tables_hold_before_earlier_ones_key_by_key():
     assert values["/a/attn/MatMul"] == (5, 6, False, None, False)
     assert values["/B/attn/Gemm"] == (5, None, False, None, None)
     assert values["/a/attn/Softmax"] == (None, None, True, "mae", False)
+
+
+def test_of_bits_and_codebooks_the_later_one_holds():
+    tables = [
+        Override("/a/*", weight_bits=4, activation_bits=6),
+        Override("/a/attn/*", codebook_bits=3),
+        Override("/B/*", codebook_bits=2),
+        Override("*/Gemm", weight_bits=5),
+    ]
+    found = {name: (entry.weight_bits, entry.codebook_bits) for name, entry in settle(tables, NODES).items()}
+    assert found["/a/conv"] == (4, None)
+    assert found["/a/attn/MatMul"] == (None, 3)
+    assert found["/B/attn/Gemm"] == (5, None)
+    kept = settle([Override("/a/conv", codebook_bits=3), Override("/a/conv", keep_float=True)], NODES)["/a/conv"]
+    assert (kept.keep_float, kept.codebook_bits) == (True, None)
+    back = settle([Override("/a/conv", keep_float=True), Override("/a/conv", codebook_bits=3)], NODES)["/a/conv"]
+    assert (back.keep_float, back.codebook_bits) == (False, 3)
 
 
 def test_bits_bring_back_what_was_left_in_float():

@@ -54,6 +54,8 @@ Examples:
               "result would be slower than float. measured: by time anyway. rules: never.")  # fmt: skip
 @click.option("--threads", type=int, help="Intra-op threads that latency is measured with (default 1).")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
+@click.option("--codebook-bits", type=int, help="1 to 4: weights become indices into codebooks of their best values, "
+              "instead of --weight-bits.")  # fmt: skip
 @click.option("--activation-bits", type=int, help="2 to 8 (default 8) or 16; only 8 is fast on CPUs.")
 @click.option("--first-last", type=int, help="Bits of the first and last layer (default 8).")
 @click.option("--residual-bits", type=int, help="Bits of tensors that only feed sums (default 8).")
@@ -182,9 +184,9 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
     if options["recipe"] is not None and options["recipe"].suffix not in (".toml", ".onnx"):
         raise UsageError(f"--recipe takes a .toml file, or an .onnx file of an earlier run, not {options['recipe']}.")
     fields = (
-        "target", "weight_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples", "seed",
-        "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency", "max_drop",
-        "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
+        "target", "weight_bits", "codebook_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples",
+        "seed", "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency",
+        "max_drop", "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(

@@ -9,7 +9,7 @@ digits in base 3, 1.6 bits each. 3, 5 and 6 bits are the sum of two planes of th
     code = (upper digit * f - 2^(bits - 1)) + lower digit,        lower digit in 0 .. f - 1
 
 Where a channel's codes begin somewhere else, they are stored as their distance from the middle of their range, and an
-Add puts it back.
+Add puts it back. Weights that have codebooks are stored as indices into these (`books`), from 1 bit on.
 
 All of these nodes read constants, so onnxruntime folds them and fuses the int8 codes into the same integer kernels. The
 operators exist from opset 13 on (the sum of int8 planes from 14 on): the file needs no newer runtime. Where the model's
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
+from onnxq.emit.books import NODES, Book
 from onnxq.graph import Model, Node, Value
 
 Codes = npt.NDArray[np.int8]
@@ -95,6 +96,7 @@ class Form:
 
 
 FORMS = (
+    Form(-1, 0, (Plane(2, 8),)),
     Form(-1, 1, (Plane(3, 5),)),
     Form(-2, 1, (Plane(4, 4),)),
     Form(-4, 3, (Plane(4, 4, 2), Plane(2, 8))),
@@ -140,10 +142,19 @@ class Packer:
         model: Edited in place.
         codes: All weights to come, int8 of any shape, by the names that the stored codes shall have.
         middles: What is subtracted from the codes of some of them before they are stored, to be broadcast against them.
+        books: Some of the others as indices.
     """
 
-    def __init__(self, model: Model, codes: Mapping[str, Codes], middles: Mapping[str, npt.NDArray[np.int32]]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        codes: Mapping[str, Codes],
+        middles: Mapping[str, npt.NDArray[np.int32]],
+        books: Mapping[str, Book] = {},
+    ) -> None:
         self._model = model
+        self._books = books
+        codes = {name: books[name].index if name in books else array for name, array in codes.items()}
         self._shared: dict[tuple[Any, ...], Value] = {}
         self._native = graph.opset(model) >= INT4_OPSET
         self._middles = {
@@ -169,9 +180,12 @@ class Packer:
         Returns:
             The int8 codes: an initializer, or the output of the last node.
         """
-        form, middle = self._forms.get(name), self._middles.get(name)
+        form, middle, book = self._forms.get(name), self._middles.get(name), self._books.get(name)
         if form is None:
             return graph.add_constant(self._model, name, codes)
+        if book is not None:
+            index = self._unpacked(f"{name}_index", form, book.index, before)
+            return book.look_up(self._model, name, index, before)
         if middle is None:
             return self._unpacked(name, form, codes, before)
         moved = self._unpacked(f"{name}_moved", form, codes - middle, before)
@@ -224,8 +238,10 @@ class Packer:
     def _nodes(self, name: str, size: int, form: Form) -> int:
         """Bytes of the nodes that unpack a weight of `size` codes."""
         count = 2 * len(form.planes) + (len(form.planes) > 1) + (3 if size % form.group else 1)
-        middle = self._middles.get(name)
-        return NODE_BYTES * (1 if self._cast(form) else count) + (0 if middle is None else 2 * NODE_BYTES + middle.size)
+        middle, book = self._middles.get(name), self._books.get(name)
+        more = 0 if middle is None else 2 * NODE_BYTES + middle.size
+        more += 0 if book is None else (NODES + 1) * NODE_BYTES + book.table.size
+        return NODE_BYTES * (1 if self._cast(form) else count) + more
 
     def _tables(self, form: Form) -> int:
         """Bytes of the form's tables."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.emit.blocks import emit_blocks
+from onnxq.emit.books import book_of
 from onnxq.emit.compact import compact
 from onnxq.emit.half import to_half
 from onnxq.emit.log_softmax import emit_log_softmax
@@ -103,7 +104,10 @@ def _finished(quantized: Model, model: Model, metadata: Mapping[str, str] | None
 def _packer(model: Model, plan: QuantPlan, codes: Mapping[str, npt.NDArray[np.int8]]) -> Packer:
     grids = {f"{name}.weight_q": plan.weights[name] for name in codes}
     stored = {f"{name}.weight_q": array for name, array in codes.items()}
-    return Packer(model, stored, {name: grid.along(grid.middles(), stored[name].ndim) for name, grid in grids.items()})
+    books = {name: book for name, grid in grids.items() if (book := book_of(stored[name], grid)) is not None}
+    moved = [name for name in grids if name not in books]
+    middles = {name: grids[name].along(grids[name].middles(), stored[name].ndim) for name in moved}
+    return Packer(model, stored, middles, books)
 
 
 def _emit_layers(

@@ -69,16 +69,31 @@ def calibrated(
 
 
 def require_consistent(settings: Recipe) -> None:
-    """Refuse bits beside a budget that decides them.
+    """Refuse bits beside what decides them: a budget, or a codebook, whose codes nothing else may choose.
 
     Raises:
-        UsageError: Weight bits are given with a size, average bits or a latency.
+        UsageError: Weight bits are given with a size, average bits or a latency; a codebook with any budget, with
+            weight bits or with a learned method.
     """
     decided = [
         name for name in ("max_size", "avg_bits", "max_latency", "max_bops", "max_cost") if getattr(settings, name)
     ]
     if decided and settings.weight_bits != BASE[0]:
         raise UsageError(f"--{decided[0].replace('_', '-')} decides the bits of every layer: leave --weight-bits out.")
+    if settings.codebook_bits and settings.weight_bits != BASE[0]:
+        raise UsageError(
+            f"--codebook-bits {settings.codebook_bits} and {settings.weight_bits} weight bits are two answers to one "
+            "question: take one of them."
+        )
+    if not settings.codebook_bits and not any(layer.codebook_bits for layer in settings.layers):
+        return
+    if settings.wishes:
+        raise UsageError("budgets choose between uniform grids: leave the codebooks out.")
+    if settings.reconstruction != "none":
+        raise UsageError(
+            f"{settings.reconstruction} learns the codes of uniform grids, not of codebooks: add --reconstruction none "
+            "(means and spreads, and biases, can be tuned)."
+        )
 
 
 def options_of(settings: Recipe) -> tuple[Bits, ...]:

@@ -89,15 +89,17 @@ def _layer(node: Node, stored: Value, array: Array) -> LayerInfo:
     own = [value for value in held if not packed or len(graph.users(value)) == 1]
     own += [value for value in (dequantize.inputs[1:] if dequantize is not None else ()) if value is not None]
     codes = None if array.dtype.kind == "f" else _codes(array)
+    book = _book(stored)
     dtype, scale, zero = _grid(graph.producer(node.inputs[0], "DequantizeLinear"))
     return LayerInfo(
         name=str(node.name),
         op_type=node.op_type,
         weight_shape=tuple(array.shape),
         weight_dtype=(narrow or ["uint8"])[0] if packed else str(array.dtype),
-        weight_bits=8 * array.itemsize if codes is None else _bits(array, dequantize),
+        weight_bits=_width(book) if book else 8 * array.itemsize if codes is None else _bits(array, dequantize),
         weight_bytes=sum(value.const_value.nbytes for value in own if value.const_value is not None),
         packed=packed,
+        codebook=book,
         codes=codes,
         weight_scales=int(steps.size) if steps is not None else 0,
         input_dtype=dtype,
@@ -111,6 +113,22 @@ def _codes(array: Array) -> dict[int, int]:
     """How often each code occurs, the lowest first."""
     codes, counts = np.unique(array.astype(np.int32), return_counts=True)
     return dict(zip(codes.tolist(), counts.tolist(), strict=True))
+
+
+def _book(stored: Value) -> int:
+    """Entries of the codebooks that a weight is looked up in; 0 where it is not."""
+    found = graph.producer(stored, "GatherElements", "Gather") or graph.producer(stored, "Reshape")
+    if found is not None and found.op_type == "Reshape":
+        found = graph.producer(found.inputs[0], "GatherElements")
+    table = graph.constant(found.inputs[0]) if found is not None else None
+    if found is None or table is None or (found.op_type == "Gather" and table.ndim != 1):
+        return 0
+    return int(table.shape[found.attributes.get_int("axis", 0)])
+
+
+def _width(count: int) -> int:
+    """Bits of an index of `count` values."""
+    return max((count - 1).bit_length(), 1)
 
 
 def _bits(codes: Array, dequantize: Node | None) -> int:

@@ -27,8 +27,9 @@ from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums
 from onnxq.types import Dataset, Feeds, LearnedLayer, Log, Observations, QuantPlan, Silence, TensorStats, Tuned
 from onnxq.types.details import Bars, Details, LayerDetail, TensorDetail, WeightDetail
-from onnxq.types.flow import TensorGrid, WeightGrid
+from onnxq.types.flow import TensorGrid
 from onnxq.types.mixed import Allocation, Study, bits_text
+from onnxq.types.weights import WeightGrid
 
 ROWS = 16
 """Held-out rows on which layers are compared."""
@@ -237,7 +238,7 @@ def weight_detail(layer: Layer, grid: WeightGrid | None, learned: LearnedLayer |
     power = float(np.square(weight, dtype=np.float64).sum())
     return WeightDetail(
         values=_bars(weight, min(float(weight.min()), low), max(float(weight.max()), high)),
-        codes=_code_bars(codes - grid.along(grid.middles(), codes.ndim), grid.bits),
+        codes=_code_bars(codes - grid.along(grid.middles(), codes.ndim), 8 if grid.values else grid.bits),
         clip=(low, high),
         sqnr_db=_decibels(float(noise) / power) if power else None,
         widest=widest,

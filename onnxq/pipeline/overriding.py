@@ -66,6 +66,7 @@ def precision_of(settings: Recipe, placement: Placement) -> Precision:
         per_channel=settings.per_channel,
         first_last=settings.first_last,
         residual_bits=settings.residual_bits,
+        codebook_bits=settings.codebook_bits,
     )
     own, names = _own(placement, settings), [unit.name for unit in placement.layers]
     bits = {}
@@ -73,8 +74,9 @@ def precision_of(settings: Recipe, placement: Placement) -> Precision:
         weights, activations = uniform.bits_of(name, ends=name in (names[0], names[-1]))
         if override.has_bits:
             bits[name] = (override.weight_bits or weights, override.activation_bits or activations)
+    books = {name: found.codebook_bits or 0 for name, found in own.items() if found.codebook_bits or found.weight_bits}
     granularity = {name: found.per_channel for name, found in own.items() if found.per_channel is not None}
-    return replace(uniform, layers=bits, granularity=granularity)
+    return replace(uniform, layers=bits, granularity=granularity, codebooks=books)
 
 
 def _operators(model: Model) -> dict[str, str]:

@@ -46,7 +46,7 @@ def retarget(model: Model, tuned: Tuned, target: Target, ranges: Mapping[str, tu
     keep = _kept(model, plan)
     if target.placing == "half":
         ends = {name: (found.low, found.high) for name, found in known.items()}
-        few = [name for name, grid in plan.weights.items() if grid.bits == 4]
+        few = [name for name, grid in plan.weights.items() if grid.bits == 4 and not grid.values]
         blocks = block_layers(model, target, few)
         return Tuned(half_plan(model, ends, target, keep_float=keep, blocks=blocks))
     placement = _placed(model, target, keep, known, _attention(model, plan, target))
@@ -124,7 +124,12 @@ def _attention(model: Model, plan: QuantPlan, target: Target) -> Attention:
 def _bits(plan: QuantPlan, layer: Layer, target: Target) -> Bits:
     """(weight bits, activation bits) of a layer on the new target."""
     weights, data = plan.weights.get(str(layer.node.name)), plan.tensors.get(graph.name_of(layer.data))
-    return 8 if weights is None else weights.bits, _nearest(8 if data is None else data.bits, target)
+    return 8 if weights is None else _width(weights), _nearest(8 if data is None else data.bits, target)
+
+
+def _width(grid: WeightGrid) -> int:
+    """Bits of the codes: those of codebooks lie anywhere in int8."""
+    return 8 if grid.values else grid.bits
 
 
 def _nearest(bits: int, target: Target) -> int:
@@ -136,7 +141,7 @@ def _keeps(old: WeightGrid | None, made: QuantPlan, layer: Layer, target: Target
     """Whether a weight may keep its steps, and with them its codes."""
     name = str(layer.node.name)
     new = made.weights[name]
-    if old is None or old.bits != new.bits or (old.axis is not None and new.axis is None):
+    if old is None or _width(old) != new.bits or (old.axis is not None and new.axis is None):
         return False
     steps = np.asarray(old.scales, np.float32)
     if target.float_bias or layer.bias is None:

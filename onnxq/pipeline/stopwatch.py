@@ -162,7 +162,8 @@ class Stopwatch:
         return enter, leave
 
     def _plan(self, placement: Placement) -> QuantPlan:
-        return make_plan(self._prepared.model, placement, self._ranges, precision_of(self._settings, placement))
+        precision = replace(precision_of(self._settings, placement), codebook_bits=0, codebooks={})  # same kernels
+        return make_plan(self._prepared.model, placement, self._ranges, precision)
 
     def _network(self, placement: Placement) -> Model:
         return emit(self._prepared.model, self._plan(placement))

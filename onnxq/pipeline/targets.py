@@ -37,6 +37,8 @@ def require_target(settings: Recipe) -> None:
         if bits not in takes:
             known = ", ".join(map(str, takes))
             raise UsageError(f"--{option} {bits} is nothing that --target {target.name} has; it takes {known}.")
+    if settings.codebook_bits and not target.packed:
+        raise UsageError(f"--codebook-bits saves nothing for --target {target.name}, which reads whole codes.")
     if settings.wishes and not target.packed:
         raise UsageError(
             f"budgets are measured on the CPU, not for --target {target.name}: choose bits for cpu, keep the plan with "

@@ -41,6 +41,8 @@ def require_weight_only(settings: Recipe) -> None:
         raise UsageError("--weight-only leaves activations in float: give no bits of activations or attention.")
     if settings.wishes or settings.reconstruction != "none" or settings.placement == "measured":
         raise UsageError("--weight-only goes neither with budgets nor with learning nor with measured placement.")
+    if settings.codebook_bits:
+        raise UsageError("--weight-only rounds to even steps per block: leave --codebook-bits out.")
     if any(layer.has_bits for layer in settings.layers):
         raise UsageError("--weight-only has one number of bits: [[layers]] can keep layers in float, no more.")
 

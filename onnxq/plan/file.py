@@ -19,6 +19,7 @@ from onnxq import graph
 from onnxq.errors import EnvironmentFault, InputError
 from onnxq.grid import Grid
 from onnxq.hints import did_you_mean
+from onnxq.plan.codebook import BITS
 from onnxq.types import BlockGrid, Border, LearnedLayer, LogGrid, QuantPlan, TensorGrid, WeightGrid
 
 SCHEMA = 1
@@ -143,17 +144,32 @@ def _grid(value: Mapping[str, Any], where: str) -> TensorGrid:
 def _weight(value: Mapping[str, Any], where: str) -> WeightGrid:
     _known(value, WeightGrid, where)
     scales = tuple(float(step) for step in value["scales"])
-    grid = WeightGrid(scales, value["axis"], value["bits"], tuple(value.get("lowest", ())))
+    books = tuple(tuple(book) for book in value.get("values", ()))
+    grid = WeightGrid(scales, value["axis"], value["bits"], tuple(value.get("lowest", ())), books)
     if not grid.scales or min(grid.scales) <= 0 or not np.isfinite(grid.scales).all():
         raise InputError(f"{where}: scales must be positive numbers.")
     if grid.axis is not None and type(grid.axis) is not int:
         raise InputError(f"{where}: the axis must be an integer or null, not {grid.axis!r}.")
+    if grid.values:
+        _require_books(grid, where)
+        return grid
     last = (1 << _bits(grid.bits, where)) - 1
     if grid.lowest and (grid.bits == 8 or len(grid.lowest) != len(grid.scales)):
         raise InputError(f"{where}: lowest codes must be as many as scales, and are for up to 7 bits.")
     if not all(type(code) is int and -last <= code <= 0 for code in grid.lowest):
         raise InputError(f"{where}: lowest codes must be integers from {-last} to 0.")
     return grid
+
+
+def _require_books(grid: WeightGrid, where: str) -> None:
+    if type(grid.bits) is not int or grid.bits not in BITS or grid.lowest:
+        raise InputError(f"{where}: codebooks have 1 to 4 bits and no lowest codes.")
+    if len(grid.values) not in (1, len(grid.scales)):
+        raise InputError(f"{where}: codebooks must be as many as scales, or a single one.")
+    for book in grid.values:
+        whole = all(type(code) is int and -127 <= code <= 127 for code in book)
+        if not whole or not 1 <= len(book) <= 2**grid.bits or sorted(set(book)) != list(book):
+            raise InputError(f"{where}: a codebook is up to {2**grid.bits} ascending integers from -127 to 127.")
 
 
 def _border(value: Mapping[str, Any], where: str) -> Border:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from onnxq import graph
 from onnxq.graph import Model
-from onnxq.grid import Grid
+from onnxq.grid import FloatArray, Grid
+from onnxq.plan.codebook import codebook_grid, short
 from onnxq.plan.groups import Groups, Range
 from onnxq.plan.placement import Placement
 from onnxq.plan.units import Unit
@@ -31,6 +32,9 @@ class Precision:
         layers: Layers (node names) with (weight bits, activation bits) of their own, which hold before all of the
             above but `narrow`. Where readers of one tensor ask for different activation bits, the larger number holds.
         granularity: Layers whose `per_channel` is their own.
+        codebook_bits: Bits of an index into a codebook, which the weights of all layers but the first, the last and
+            those of short channels get instead of `weight_bits`; 0 for none.
+        codebooks: Layers whose `codebook_bits` are their own.
     """
 
     weight_bits: int = 8
@@ -41,6 +45,8 @@ class Precision:
     narrow: frozenset[str] = field(default_factory=frozenset)
     layers: Mapping[str, Bits] = field(default_factory=dict)
     granularity: Mapping[str, bool] = field(default_factory=dict)
+    codebook_bits: int = 0
+    codebooks: Mapping[str, int] = field(default_factory=dict)
 
     def bits_of(self, name: str, *, ends: bool) -> Bits:
         """(weight bits, activation bits) of a layer.
@@ -52,6 +58,17 @@ class Precision:
         uniform = (self.first_last, self.first_last) if ends else (self.weight_bits, self.activation_bits)
         weights, activations = self.layers.get(name, uniform)
         return min(weights, 7) if name in self.narrow else weights, activations
+
+    def book_of(self, name: str, weight: FloatArray, axis: int, *, ends: bool) -> int:
+        """Bits of an index into a layer's codebook, 0 where it has none.
+
+        Args:
+            name: Its node's name.
+            weight: Its weight.
+            axis: The output channels of that.
+            ends: Whether it is the first or last layer.
+        """
+        return self.codebooks.get(name, 0 if ends or short(weight, axis) else self.codebook_bits)
 
 
 def make_plan(
@@ -136,9 +153,15 @@ def activation_bits(placement: Placement, groups: Groups, precision: Precision) 
 
 
 def _layer_bits(placement: Placement, precision: Precision) -> Iterator[tuple[Unit, Bits]]:
+    for unit, ends in _at_ends(placement):
+        yield unit, precision.bits_of(unit.name, ends=ends)
+
+
+def _at_ends(placement: Placement) -> Iterator[tuple[Unit, bool]]:
+    """The integer layers, and whether each is the first or the last."""
     layers = placement.layers
     for index, unit in enumerate(layers):
-        yield unit, precision.bits_of(unit.name, ends=index in (0, len(layers) - 1))
+        yield unit, index in (0, len(layers) - 1)
 
 
 def tied_layers(placement: Placement, groups: Groups) -> tuple[tuple[str, ...], ...]:
@@ -158,17 +181,21 @@ def _weights(
 ) -> dict[str, WeightGrid]:
     """A grid for every layer; one of `known` where its bits and its input's step are those wanted."""
     found: dict[str, WeightGrid] = {}
-    for unit, (bits, _) in _layer_bits(placement, precision):
-        layer = unit.layer
+    for unit, ends in _at_ends(placement):
+        layer, (bits, _) = unit.layer, precision.bits_of(unit.name, ends=ends)
         assert layer is not None
-        data = graph.name_of(layer.data)
+        data, book = graph.name_of(layer.data), precision.book_of(unit.name, layer.weight, layer.axis, ends=ends)
         old = known.get(unit.name)
-        if old is not None and old.bits == bits and known_tensors[data].scale == tensors[data].scale:
+        if old is not None and old.bits == (book or bits) and known_tensors[data].scale == tensors[data].scale:
             found[unit.name] = old
             continue
         wanted = precision.granularity.get(unit.name, precision.per_channel)
         axis = layer.axis if wanted and unit.node.op_type in placement.target.per_channel else None
-        found[unit.name] = weight_grid(layer.weight, layer.bias, bits, axis, tensors[data].scale)
+        scale, widest = tensors[data].scale, 7 if unit.name in precision.narrow else 8
+        if book:
+            found[unit.name] = codebook_grid(layer.weight, layer.bias, book, axis, scale, widest=widest)
+        else:
+            found[unit.name] = weight_grid(layer.weight, layer.bias, bits, axis, scale)
     return found
 
 

@@ -31,7 +31,7 @@ def quantize_document(run: Summary) -> dict[str, Any]:
         "verdict": None if run.verdict is None else _verdict(run.verdict),
         "evaluation": None if run.evaluation is None else _evaluation(run.evaluation),
         "layers": {
-            name: {"weight_bits": grid.bits, "per_channel": grid.axis is not None}
+            name: {"weight_bits": grid.bits, "per_channel": grid.axis is not None, "codebook": bool(grid.values)}
             for name, grid in run.plan.weights.items()
         },
         "tensors": {name: asdict(grid) for name, grid in run.plan.tensors.items()},

@@ -130,7 +130,8 @@ def _print_plan(console: Console, run: Summary) -> None:
     for heading in ("layer", "weights", "scales"):
         table.add_column(heading)
     for name, grid in run.plan.weights.items():
-        table.add_row(escape(name), f"int{grid.bits}", "per channel" if grid.axis is not None else "per tensor")
+        weights = f"codebook of {grid.bits} bits" if grid.values else f"int{grid.bits}"
+        table.add_row(escape(name), weights, "per channel" if grid.axis is not None else "per tensor")
     console.print(table)
     console.print(f"{len(run.plan.integer)} nodes in integers, {len(run.plan.tensors)} quantized tensors")
     for reason, count in Counter(run.plan.skipped.values()).most_common(SHOWN):
@@ -210,7 +211,8 @@ def _layer_table(found: Inspection) -> Table:
     for heading in ("layer", "op", *weight, "input", "scale", "zero point", "output"):
         table.add_column(heading, justify="right" if heading in ("bits", "bytes") else "left")
     for layer in found.layers:
-        stored = layer.weight_dtype + (f" x {layer.weight_scales} scales" if layer.weight_scales else "")
+        stored = layer.weight_dtype + (f" book of {layer.codebook}" if layer.codebook else "")
+        stored += f" x {layer.weight_scales} scales" if layer.weight_scales else ""
         table.add_row(
             escape(layer.name),
             layer.op_type,

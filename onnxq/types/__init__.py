@@ -16,7 +16,6 @@ from onnxq.types.flow import (
     TensorGrid,
     TensorStats,
     Tuned,
-    WeightGrid,
 )
 from onnxq.types.log import Log, Silence, Within
 from onnxq.types.paired import Paired, PerRow
@@ -35,6 +34,7 @@ from onnxq.types.rewriting import Applied, Rewriting
 from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work, compare_words
 from onnxq.types.target import BlockGrid
 from onnxq.types.tuning import TuningStep
+from onnxq.types.weights import WeightGrid
 
 __all__ = [
     "Applied",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxq.types.flow import BlockResult, Border, LearnedLayer, TensorGrid, WeightGrid
+from onnxq.types.flow import BlockResult, Border, LearnedLayer, TensorGrid
+from onnxq.types.weights import WeightGrid
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.types.target import BlockGrid
+from onnxq.types.weights import WeightGrid
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -126,49 +127,6 @@ class TensorGrid:
     signed: bool = False
     everywhere: bool = True
     rule: str = ""
-
-
-@dataclass(frozen=True)
-class WeightGrid:
-    """The grid of one weighted node's weights: w = code * scale, code in int8.
-
-    Without `lowest` it is symmetric. With it the codes of a channel are the 2^bits integers from its lowest one on: a
-    grid with a zero point of its own for every channel, which kernels refuse, but with the zero point taken off the
-    codes already. Codes of 7 bits or less have room for that in int8.
-
-    Attributes:
-        scales: One step per output channel, or a single one.
-        axis: The kept axis of the weight, None for a single step.
-        bits: Number of bits; fewer than 8 are stored in int8 codes.
-        lowest: As many integers as scales, or none.
-    """
-
-    scales: tuple[float, ...]
-    axis: int | None
-    bits: int = 8
-    lowest: tuple[int, ...] = ()
-
-    def middles(self) -> npt.NDArray[np.int32]:
-        """What a channel's codes are centred at: 2^(bits - 1) above the lowest one; as many as scales."""
-        if not self.lowest:
-            return np.zeros(len(self.scales), np.int32)
-        return np.asarray(self.lowest, np.int32) + (1 << (self.bits - 1))
-
-    def ends(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The lowest and the highest codes, as many as scales."""
-        half = 1 << (self.bits - 1)
-        return self.middles() - (half if self.lowest else half - 1), self.middles() + half - 1
-
-    def along(self, values: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:
-        """`values`, one per scale, to be broadcast against a weight of `rank` dimensions."""
-        return values.reshape([-1 if axis == self.axis else 1 for axis in range(rank)])
-
-    def codes(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
-        """`weight` rounded to the nearest codes, half to even; int8 of its shape."""
-        steps = np.asarray(self.scales, np.float32)
-        steps, low, high = (self.along(values, weight.ndim) for values in (steps, *self.ends()))
-        codes: npt.NDArray[np.int8] = np.clip(np.rint(weight / steps), low, high).astype(np.int8)
-        return codes
 
 
 BORDER_LIMITS = (0.05, 0.95)

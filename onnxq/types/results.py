@@ -124,9 +124,11 @@ class LayerInfo:
         op_type: Operator.
         weight_shape: Shape of its weight.
         weight_dtype: How the weight is stored ("float32", "int8"; "uint8" or "int4" where packed).
-        weight_bits: Width of its numbers: of signed codes, what the lowest and the highest that occur need.
+        weight_bits: Width of its numbers: of signed codes, what the lowest and the highest that occur need; of a
+            codebook, what an index into it needs.
         weight_bytes: Bytes in the file of the weight, its scales and zero points; tables that layers share left out.
         packed: Nodes unpack the weight when a session is created.
+        codebook: Entries of the codebook, or of each channel's, that its codes are looked up in; 0 for none.
         codes: How often each code occurs, by code; None for a float weight.
         weight_scales: Number of weight scales, 0 for float weights.
         input_dtype: Codes of its input ("uint8", "int8"), or "float32".
@@ -142,6 +144,7 @@ class LayerInfo:
     weight_bits: int
     weight_bytes: int
     packed: bool
+    codebook: int
     codes: Mapping[int, int] | None
     weight_scales: int
     input_dtype: str

@@ -80,6 +80,24 @@ def test_every_layer_gets_its_own_bits_and_the_rest_keeps_the_recipes(path):
     assert bits(plainly) == {"stem": (8, 8), "body_one": (4, 7), "body_two": (4, 7), "head": (8, 8)}
 
 
+def test_single_layers_have_codebooks(path):
+    found = quantize(path, onnxq.Override("body_one", codebook_bits=1), onnxq.Override("head", weight_bits=5))
+    grids = found.plan.weights
+    assert {name: (grid.bits, len(grid.values)) for name, grid in grids.items()} == {
+        "stem": (8, 0), "body_one": (1, 1), "body_two": (8, 0), "head": (5, 0)
+    }  # fmt: skip
+    found = quantize(
+        path, onnxq.Override("body_two", weight_bits=5), onnxq.Override("stem", per_channel=False), codebook_bits=3
+    )
+    bits = {name: (grid.bits, len(grid.values), grid.axis) for name, grid in found.plan.weights.items()}
+    assert bits == {"stem": (8, 0, None), "body_one": (8, 0, 0), "body_two": (5, 0, 0), "head": (8, 0, 1)}
+    found = quantize(path, onnxq.Override("head", activation_bits=6), codebook_bits=3)
+    assert len(found.plan.weights["body_two"].values) == 1
+    assert found.plan.weights["head"].values == ()
+    with pytest.raises(UsageError, match="add --reconstruction none"):
+        quantize(path, onnxq.Override("head", codebook_bits=1), reconstruction="adaquant")
+
+
 def test_float_granularity_and_ranges_of_single_layers(path):
     rows = [
         {"match": "body_one", "float": True},

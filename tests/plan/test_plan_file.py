@@ -90,7 +90,7 @@ def test_a_plan_is_written_one_line_per_entry(tmp_path):
     save_plan(PLAN, tmp_path / "p.json")
     lines = (tmp_path / "p.json").read_text().splitlines()
     assert sum('"scale"' in line for line in lines) == 3
-    assert '    "m": {"scales": [1.5], "axis": null, "bits": 8, "lowest": []}' in lines
+    assert '    "m": {"scales": [1.5], "axis": null, "bits": 8, "lowest": [], "values": []}' in lines
     assert load_plan(tmp_path / "p.json") == PLAN
 
 
