@@ -52,7 +52,7 @@ def contested(
     wanted = [reference.run(feeds) for feeds in batches]
 
     def error(choice: Choice) -> float:
-        reached = output_error(built(choice, batches), batches, wanted, simulate=True)
+        reached = output_error(built(choice, batches), batches, wanted, simulate=True, decisions=True)
         log.step(f"noise over signal {reached:.4g}")
         return reached
 

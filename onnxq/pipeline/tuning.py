@@ -20,7 +20,7 @@ from onnxq.pipeline.prepare import rows_are_free
 from onnxq.plan import Block, find_blocks, layer_slices
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session, SessionConfig
-from onnxq.tune import ErrorSums, Method, TuneMoments, batches_of, halves, walk
+from onnxq.tune import DecisionSums, Method, TuneMoments, batches_of, halves, walk
 from onnxq.tune.methods import MATCH_MOMENTS, find_device, learned_method, needs_torch, require_torch
 from onnxq.types import Array, BlockResult, Dataset, Feeds, Log, Tuned, TuningStep
 
@@ -249,11 +249,11 @@ class Judge:
         return self._known[0]
 
     def error(self, tuned: Tuned) -> float:
-        """Noise over signal at the model's outputs."""
+        """Noise over signal at the model's outputs; see `DecisionSums` for class scores."""
         if not self._pairs:
             self._pairs = self._read()
         session = Session(emit(self._model, tuned.plan, learned=tuned.layers), QUIET)
-        sums = ErrorSums()
+        sums = DecisionSums()
         for feeds, outputs in self._pairs:
             sums.add(outputs, session.run(feeds))
         return sums.relative()

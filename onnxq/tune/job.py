@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq import graph
 from onnxq.emit import emit
@@ -159,3 +160,42 @@ class ErrorSums:
         """Noise over signal, mean over the outputs."""
         shares = [self._noise[name] / max(power, 1e-30) for name, power in self._power.items()]
         return float(np.mean(shares)) if shares else 0.0
+
+
+class DecisionSums(ErrorSums):
+    """The same for whole networks, whose class scores are compared by what decides.
+
+    Of an output [rows, classes], what all classes of a row share is taken off, and noise is what is left at the gain
+    that fits best: with the sums over all rows of the centred scores y of the float network and q of the other one,
+
+        noise = min over g of |y - g q|^2 = |y|^2 - (y q)^2 / |q|^2
+
+    With few bits scores shrink, all alike; that changes no order, but can be most of the plain noise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scores: dict[str, npt.NDArray[np.float64]] = {}
+
+    def add(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+        """Count one batch of outputs."""
+        others = {}
+        for name, target in expected.items():
+            if (
+                target.ndim == 2
+                and target.shape[1] > 1
+                and np.isfinite(target).all()
+                and np.isfinite(found[name]).all()
+            ):
+                y, q = (x - x.mean(axis=1, keepdims=True) for x in (target.astype(np.float64), found[name]))
+                products = np.array([np.vdot(y, y), np.vdot(y, q), np.vdot(q, q)])
+                self._scores[name] = self._scores.get(name, 0.0) + products
+            else:
+                others[name] = target
+        super().add(others, found)
+
+    def relative(self) -> float:
+        """Noise over signal, mean over the outputs."""
+        shares = [1 - max(yq, 0.0) ** 2 / max(yy * qq, 1e-300) for yy, yq, qq in self._scores.values()]
+        plain = [super().relative()] * len(self._power)
+        return float(np.mean([*shares, *plain])) if shares or plain else 0.0

@@ -22,7 +22,7 @@ from onnxq.emit import emit
 from onnxq.graph import Model
 from onnxq.plan import Block
 from onnxq.runtime import Session, SessionConfig
-from onnxq.tune.job import ErrorSums, Job, block_error, restrict
+from onnxq.tune.job import DecisionSums, ErrorSums, Job, block_error, restrict
 from onnxq.tune.moments import TuneMoments
 from onnxq.types import Array, Feeds, QuantPlan, Tuned
 from onnxq.types.mixed import BASE, Added, Bits
@@ -69,7 +69,12 @@ class Trial:
 
 
 def output_error(
-    model: Model, batches: Sequence[Feeds], wanted: Sequence[Mapping[str, Array]], *, simulate: bool = False
+    model: Model,
+    batches: Sequence[Feeds],
+    wanted: Sequence[Mapping[str, Array]],
+    *,
+    simulate: bool = False,
+    decisions: bool = False,
 ) -> float:
     """Noise power over signal power of a quantized model's outputs, mean over the outputs.
 
@@ -78,9 +83,10 @@ def output_error(
         batches: Rows.
         wanted: What it should give for each batch.
         simulate: Run it as written, in float kernels.
+        decisions: Compare class scores by what decides, see `DecisionSums`.
     """
     session = Session(model, replace(ONE_THREAD, simulate=simulate))
-    errors = ErrorSums()
+    errors = DecisionSums() if decisions else ErrorSums()
     for feeds, outputs in zip(batches, wanted, strict=True):
         errors.add(outputs, session.run(feeds))
     return errors.relative()
