@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from environments import python
+from rival_environments import python
 
 ADAPTERS = Path(__file__).resolve().parent / "adapters"
 OURS = "onnxq-"
@@ -21,7 +21,7 @@ class Contestant:
     """One quantizer with its settings.
 
     Attributes:
-        environment: Of `environments.py`; "" is the one that measures.
+        environment: Of `rival_environments.py`; "" is the one that measures.
         script: Of `adapters/`; "" is onnxq's command line.
         settings: Handed to the script as JSON, or to onnxq as options.
         bits: What it can write an ONNX file of.

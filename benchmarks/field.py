@@ -1,6 +1,6 @@
 """Against the field: onnxq's presets and every rival on real models, from the same rows, measured by one onnxruntime.
 
-    python benchmarks/environments.py --environments DIR
+    python benchmarks/rival_environments.py --environments DIR
     ONNXQ_ASSETS=DIR python benchmarks/field.py --out DIR --environments DIR [--models NAME|FILE.onnx ...]
         [--quantizers NAME ...] [--bits W8A8 ...] [--first-last 8|same] [--samples 512] [--limit N] [--seconds 6]
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from contestants import CONTESTANTS, command, recipe, split
-from environments import ENVIRONMENTS, state
 from process import ChildError, ask, run
+from rival_environments import ENVIRONMENTS, state
 from rivals import environment
 from scoring import Subject
 from standings import markdown
@@ -162,7 +162,9 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results, files and logs")
-    parser.add_argument("--environments", type=Path, default=Path("field-environments"), help="of environments.py")
+    parser.add_argument(
+        "--environments", type=Path, default=Path("field-environments"), help="of rival_environments.py"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     parser.add_argument("--quantizers", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS, metavar="NAME")
     parser.add_argument("--bits", nargs="+", default=list(BITS), metavar="WnAn")

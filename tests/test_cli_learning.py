@@ -79,7 +79,8 @@ def test_layers_learned_apart_are_kept_too(tmp_path):
     assert "what was learned is kept in" in said
     assert "Traceback" not in said
     done = len(list(state.parent.glob("layer-*.json")))
-    assert json.loads(state.read_text())["done"] == done >= 1
+    counted = json.loads(state.read_text())["done"]
+    assert 1 <= counted <= done <= counted + 1  # a layer is written before it is counted
     go_on = [*command, "-o", "out.onnx", "--workers", "1", "--resume", "out.onnx.partial"]
     again = subprocess.run(go_on, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert f"going on behind {done} layers" in again.stderr

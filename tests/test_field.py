@@ -70,7 +70,7 @@ def test_an_environment_that_is_not_there_is_a_message(load, options, tmp_path):
     args = options("--bits", "W4A8", "--quantizers", "aimet")
     subject = field.Subject("net", tmp_path / "net.onnx", tmp_path, None)
     found = field.measured(field.planned(["net"], args)[1], subject, args)
-    assert (found["status"], found["message"]) == ("failed", "environment not built: run environments.py")
+    assert (found["status"], found["message"]) == ("failed", "environment not built: run rival_environments.py")
     (tmp_path / "none" / "aimet").mkdir(parents=True)
     (tmp_path / "none" / "aimet" / "failed.json").write_text('"ERROR: no such pin"')
     assert field.versions("aimet", tmp_path / "none") == ({}, "environment not built: ERROR: no such pin")
@@ -116,7 +116,7 @@ def test_the_arguments_of_a_rival(load, tmp_path):
     for name, who in contestants.CONTESTANTS.items():
         argv = contestants.command(name, who.bits[0], "8", paths, tmp_path)
         assert not who.script or Path(argv[1]).is_file(), name
-        assert not who.environment or who.environment in load("environments").ENVIRONMENTS
+        assert not who.environment or who.environment in load("rival_environments").ENVIRONMENTS
 
 
 def test_the_arguments_of_onnxq(load):
@@ -234,7 +234,7 @@ def test_the_interval_of_a_median(load):
 
 
 def test_what_pip_said(load):
-    environments, process = load("environments"), load("process")
+    environments, process = load("rival_environments"), load("process")
     cost = process.Cost(1, 1, 1)
     said = process.Finished(1, "", "WARNING: a\nERROR: b\nERROR: c\nhint\n", cost)
     assert environments.complaint(said) == "ERROR: c"

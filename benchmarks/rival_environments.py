@@ -1,6 +1,6 @@
 """Build the virtual environments that `field.py` runs the rivals in, one each, with pinned packages.
 
-    python benchmarks/environments.py --environments DIR [NAME ...]
+    python benchmarks/rival_environments.py --environments DIR [NAME ...]
 
 DIR/NAME gets a venv of this Python and `installed.json`, the version of every package in it, or `failed.json`, the
 message of what went wrong; what has `installed.json` is left alone. pip installs from wherever it is set up to: let it
@@ -62,7 +62,7 @@ def state(folder: Path, name: str) -> tuple[dict[str, str], str]:
         return json.loads(installed.read_text(encoding="utf-8")), ""
     if failed.is_file():
         return {}, f"environment not built: {json.loads(failed.read_text(encoding='utf-8'))}"
-    return {}, "environment not built: run environments.py"
+    return {}, "environment not built: run rival_environments.py"
 
 
 def build(folder: Path, name: str, timeout_s: float) -> str:
