@@ -58,7 +58,7 @@ if kind == "gemms":  # weights are written one by one, so that this process stay
 elif kind == "nodes":
     last = "x"
     for index in range(count // 3):
-        weight = rng.normal(size=(8, 8, 1, 1), scale=0.2).astype(np.float32)
+        weight = rng.normal(size=(8, 8, 1, 1), scale=8 / count).astype(np.float32)  # sums that do not explode
         initializers.append(numpy_helper.from_array(weight, f"w{index}"))
         nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], name=f"conv{index}"))
         nodes.append(helper.make_node("Relu", [f"c{index}"], [f"a{index}"], name=f"relu{index}"))
