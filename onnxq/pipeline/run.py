@@ -79,10 +79,10 @@ def quantize(
     """
     settings = resolve(recipe, **changes)
     require_place(settings, place)
-    require_learning(settings, place)
     require_consistent(settings)
     require_target(settings)
     require_weight_only(settings)
+    require_learning(settings, place)
     if target_of(settings.target).note:
         log.note(target_of(settings.target).note)
     log.stage("Reading the model")

@@ -72,7 +72,8 @@ def test_means_and_spreads_are_tuned_on_the_codes_of_the_codebooks(path):
 
 
 def test_biases_are_learned_behind_codebooks(path):
-    from onnxq.tune.biases import tune_biases  # imports torch
+    pytest.importorskip("torch")
+    from onnxq.tune.biases import tune_biases
 
     plain = quantize(path, codebook_bits=2, bn_tuning=False)
     batches = [{"x": ROWS["x"][start : start + 8]} for start in range(0, 40, 8)]
