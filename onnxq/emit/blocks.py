@@ -10,13 +10,11 @@ which the operator set has from 21 on; K must be a multiple of the block.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
-from onnxq.emit.nbits import round_blocks, store_blocks
+from onnxq.emit.nbits import BlockWeight, block_steps, round_blocks, store_blocks
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Model, Node
 from onnxq.types import BlockGrid
@@ -41,9 +39,11 @@ def emit_blocks(
     layer = graph.layer_of(node)
     if isinstance(layer, str) or node.op_type != "MatMul":
         raise UnsupportedError(f"{node.name!r} is no product with a constant matrix.")
-    weight = round_blocks(layer.weight, grid.bits, grid.block, signed=target.nbits)
-    if codes is not None:
-        weight = replace(weight, codes=codes)
+    if codes is None:
+        weight = round_blocks(layer.weight, grid.bits, grid.block, signed=target.nbits)
+    else:
+        fitted = block_steps(layer.weight, grid.bits, grid.block, signed=target.nbits)
+        weight = BlockWeight(codes, fitted, grid.bits, grid.block)
     if target.nbits:
         store_blocks(model, node, weight)
         return

@@ -148,6 +148,12 @@ def model_files(path: Path) -> list[Path]:
     return [path, *files.values()]
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hex; read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(model: ir.Model) -> str:
     """SHA-256 over the graph and its weights, as hex."""
     state = hashlib.sha256()

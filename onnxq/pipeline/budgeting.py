@@ -178,6 +178,7 @@ def _of_size(ask: Ask, choose: Callable[..., Choice]) -> Choice:
     target = wishes.max_size.of(graph.disk_bytes(ask.float_path))
     best, kept, size = None, wishes, 0
     for _ in range(ATTEMPTS):
+        refused = None
         try:
             choice = choose(asked)
         except Infeasible as error:
@@ -185,13 +186,13 @@ def _of_size(ask: Ask, choose: Callable[..., Choice]) -> Choice:
                 break
             if not size or error.nearest is None:
                 raise
-            asked = _relaxed(asked, error)  # the smallest by the estimate, which may be too high for it
+            refused, asked = error, _relaxed(asked, error)  # the smallest by the estimate, which may be too high for it
             choice = choose(asked)
-            least = min(size, _bytes_of(choice, ask.provenance))
-            if least > target:
-                text = f"the size cannot be {target:.0f} bytes: the smallest file that was tried has {least} bytes."
-                raise Infeasible(text, error.name, error.nearest) from None
-        size = _bytes_of(choice, ask.provenance)
+        before, size = size, _bytes_of(choice, ask.provenance)
+        if refused is not None and size > target:
+            least = min(before, size)
+            text = f"the size cannot be {target:.0f} bytes: the smallest file that was tried has {least} bytes."
+            raise Infeasible(text, refused.name, refused.nearest)
         if size <= target and (best is None or _loss(choice) <= _loss(best)):
             best, kept = choice, asked
         if CLOSE * target <= size <= target:

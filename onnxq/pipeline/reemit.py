@@ -7,7 +7,6 @@ steps; learned biases stay. What the plan knows no range of stays in float.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -81,7 +80,7 @@ def _prepared(source: Path, path: Path, origin: Origin, plan: QuantPlan, log: Lo
     """The float graph that the plan was made for."""
     if not source.is_file():
         raise ModelError(f"{path.name} is for {origin.model}, which is not there; say where it is with --model.")
-    if hashlib.sha256(source.read_bytes()).hexdigest() != origin.sha256:
+    if graph.file_digest(source) != origin.sha256:
         raise InputError(f"{source.name} is not the model that {path.name} is for: its SHA-256 is another.")
     log.stage("Simplifying")
     again = prepare_again(

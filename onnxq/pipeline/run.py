@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
 from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, require_place, tune
 from onnxq.pipeline.verify import too_slow, verify
-from onnxq.pipeline.weight_only import planned_weight_only, require_weight_only, round_blocks
+from onnxq.pipeline.weight_only import guided_rounding, planned_weight_only, require_weight_only
 from onnxq.plan import Placement
 from onnxq.recipe import Recipe, plain, resolve
 from onnxq.types import Dataset, Log, Observations, Placed, QuantPlan, Silence, Tuned
@@ -98,6 +97,7 @@ class Work:
 
     Attributes:
         path: The user's file.
+        sha256: Its digest.
         prepared: The float graph in the form that quantizes best.
         rows: Calibration rows.
         held_out: Rows that nothing is fitted to.
@@ -108,6 +108,7 @@ class Work:
     """
 
     path: Path
+    sha256: str
     prepared: Prepared
     rows: Dataset
     held_out: Dataset
@@ -116,7 +117,7 @@ class Work:
     log: Log
     placed: Placed | None = None
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, str]:
         """What the file says about itself."""
         back = {"onnxq.back_in_float": json.dumps(self.placed.nodes)} if self.placed and self.placed.back else {}
@@ -125,12 +126,12 @@ class Work:
             "onnxq.version": __version__,
             "onnxq.recipe": json.dumps(plain(self.settings), sort_keys=True),
             "onnxq.source": self.path.name,
-            "onnxq.source_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "onnxq.source_sha256": self.sha256,
             "onnxq.data": json.dumps(self.rows.provenance, sort_keys=True, default=str),
             "onnxq.runtime": runtime.version(),
         }
 
-    @cached_property
+    @property
     def key(self) -> str:
         """A digest of model, data and recipe."""
         said = replace(self, placed=None).provenance
@@ -158,7 +159,7 @@ def _work(path: Path, loaded: Model, data: Data, settings: Recipe, log: Log) -> 
         classes = calibrate.open_labelled(data.labelled, inputs, preprocess=data.preprocess, batch=data.batch)
     rows, held_out = calibrate.split(dataset)
     prepared = _prepared(path, loaded, dataset, rows, settings, log)
-    return Work(path, prepared, rows, held_out, classes, settings, log)
+    return Work(path, graph.file_digest(path), prepared, rows, held_out, classes, settings, log)
 
 
 def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> QuantizedModel:
@@ -172,7 +173,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         place = replace(place, clock=Clock(work.key, found_plan.placed))
         outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     elif settings.weight_only:
-        outcome = round_blocks(prepared.model, plan, work.rows, log)
+        outcome = guided_rounding(prepared.model, plan, work.rows, log)
     tuned = outcome.tuned
     quantized = _emitted(work, tuned)
     verdict = found = None

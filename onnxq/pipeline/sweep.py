@@ -232,7 +232,7 @@ def _known(entry: Entry) -> Swept | None:
     """The result of an earlier run that did the very same."""
     with suppress(OSError, ValueError):
         stored = json.loads(entry.notes.read_text(encoding="utf-8"))
-        written = hashlib.sha256(entry.target.read_bytes()).hexdigest()
+        written = graph.file_digest(entry.target)
         if entry.digest and stored.get("job") == {"depends_on": entry.digest, "output_sha256": written}:
             return Swept(str(entry.model), entry.recipe, stored, known=True)
     return None
@@ -251,7 +251,7 @@ def _finished(entry: Entry, outcome: Made | Failed) -> Swept:
                 temporary.write_bytes(content)
     except OSError as error:
         raise EnvironmentFault(f"{target} cannot be written: {error.strerror or error}.") from error
-    job = {"depends_on": entry.digest, "output_sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
+    job = {"depends_on": entry.digest, "output_sha256": graph.file_digest(target)}
     document = {**outcome.document, "source": str(entry.model), "output": str(target), "job": job}
     _write(entry.notes, document)
     return Swept(str(entry.model), entry.recipe, document)

@@ -64,7 +64,7 @@ def planned_weight_only(model: Model, rows: Dataset, settings: Recipe, log: Log)
     return plan, calibrate.observe(model, few, (), bench.matrix_tensors(model), seed=settings.seed)  # type: ignore[arg-type]
 
 
-def round_blocks(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> Outcome:
+def guided_rounding(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> Outcome:
     """Codes of blocks of 4 bits that make the products most exact, if the outputs gain."""
     nodes = graph.node_names(model)
     readers: dict[str, list[Layer]] = {}
