@@ -33,10 +33,11 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("convt_ashu_cifar10", "minilm_l6")
 TOKENS = ("minilm_l6",)
 """Models whose rows may have any length."""
+PLAIN = {"preset": "balanced", "bn_tuning": False, "attention": "auto", "migrate_norms": False}
 WAYS: Mapping[str, Mapping[str, object]] = {
     "min-max": {"preset": "fast", "attention": "auto", "softmax": "uniform"},
-    "calibrated": {"preset": "balanced", "bn_tuning": False, "attention": "auto", "softmax": "uniform"},
-    "log-sqrt2": {"preset": "balanced", "bn_tuning": False, "attention": "auto"},
+    "calibrated": {**PLAIN, "softmax": "uniform"},
+    "log-sqrt2": PLAIN,
     "migrated": {"preset": "repq-vit", "bn_tuning": False, "softmax": "uniform"},
     "repq-vit": {"preset": "repq-vit"},
     "repq-vit-adaquant": {"preset": "repq-vit", "reconstruction": "adaquant"},

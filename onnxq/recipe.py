@@ -102,7 +102,7 @@ class Recipe:
     iterations: int = 300
     bn_tuning: bool = True
     bias_tuning: bool = False
-    migrate_norms: bool = False
+    migrate_norms: bool = True
     attention: str = "float"
     softmax: str = "auto"
     max_size: str = ""
@@ -188,15 +188,15 @@ def _shown(name: str) -> str:
     return name.replace("_", "-")
 
 
-FAST = Recipe(preset="fast", ranges="minmax", bn_tuning=False)
+FAST = Recipe(preset="fast", ranges="minmax", bn_tuning=False, migrate_norms=False)
 BALANCED = Recipe()
 LIGHT = Recipe(preset="light")
 ADVANCED = Recipe(preset="advanced", reconstruction="adaquant", bias_tuning=True)
 ACCURATE = replace(ADVANCED, preset="accurate", iterations=1000, samples=2048)
 REPAPQ = Recipe(preset="repapq", reconstruction="repapq")
 AQUANT = Recipe(preset="aquant", reconstruction="aquant")
-REPQ_VIT = Recipe(preset="repq-vit", bn_tuning=False, migrate_norms=True, attention="auto")
-FASTEST = Recipe(preset="fastest", placement="measured")
+REPQ_VIT = Recipe(preset="repq-vit", bn_tuning=False, attention="auto")
+FASTEST = Recipe(preset="fastest", placement="measured", migrate_norms=False)
 PRESETS: Mapping[str, Recipe] = {
     recipe.preset: recipe for recipe in (FAST, BALANCED, LIGHT, ADVANCED, ACCURATE, REPAPQ, AQUANT, REPQ_VIT, FASTEST)
 }

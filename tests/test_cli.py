@@ -276,7 +276,7 @@ def test_reparam_refuses_unknown_rewrites_and_quantized_files(quantized, tmp_pat
 def test_rewrites_can_be_left_out_of_a_quantization(tmp_path, capsys):
     out = tmp_path / "q.onnx"
     arguments = ["quantize", str(CNN), "--data", str(DATA), *NORMALISE, "-o", str(out), "--no-timing", "-q", "--json"]
-    assert run([*arguments, "--without", "FoldBatchNorm", "--no-bn-tuning", "--migrate-norms"]) == 0
+    assert run([*arguments, "--without", "FoldBatchNorm", "--no-bn-tuning", "--no-migrate-norms"]) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
-    assert (recipe["without"], recipe["bn_tuning"], recipe["migrate_norms"]) == (["FoldBatchNorm"], False, True)
+    assert (recipe["without"], recipe["bn_tuning"], recipe["migrate_norms"]) == (["FoldBatchNorm"], False, False)
     assert [node.op_type for node in onnx.load(out).graph.node].count("Conv") == 20

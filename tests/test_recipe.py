@@ -111,7 +111,7 @@ def test_the_file_lists_every_field_in_order():
 def test_presets():
     assert BALANCED == Recipe() == resolve() == resolve("balanced")
     assert (BALANCED.preset, BALANCED.ranges, BALANCED.weight_bits, BALANCED.samples) == ("balanced", "auto", 8, 512)
-    assert FAST == resolve("fast") == Recipe(preset="fast", ranges="minmax", bn_tuning=False)
+    assert FAST == resolve("fast") == Recipe(preset="fast", ranges="minmax", bn_tuning=False, migrate_norms=False)
     assert tuple(PRESETS) == PRESET_NAMES
     for name, preset in PRESETS.items():
         assert preset.preset == name

@@ -88,7 +88,8 @@ Examples:
 @click.option(
     "--no-bn-tuning", is_flag=True, help="Leave mean and spread of the layers' results as rounding makes them."
 )
-@click.option("--migrate-norms", is_flag=True, help="Move channel scales from normalisations into the layers behind.")
+@click.option("--migrate-norms/--no-migrate-norms", default=None, help="Move channel scales from normalisations into "
+              "the layers behind.")  # fmt: skip
 @click.option(
     "--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out (FuseBranches, ...); repeatable."
 )
@@ -185,8 +186,8 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         raise UsageError(f"--recipe takes a .toml file, or an .onnx file of an earlier run, not {options['recipe']}.")
     fields = (
         "target", "weight_bits", "codebook_bits", "activation_bits", "first_last", "residual_bits", "ranges", "samples",
-        "seed", "reconstruction", "unit", "iterations", "bias_tuning", "max_size", "avg_bits", "max_latency",
-        "max_drop", "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
+        "seed", "reconstruction", "unit", "iterations", "bias_tuning", "migrate_norms", "max_size", "avg_bits",
+        "max_latency", "max_drop", "max_bops", "max_cost", "attention", "softmax", "placement", "threads",
     )  # fmt: skip
     changes = {name: options[name] for name in fields}
     result = run(
@@ -211,7 +212,6 @@ def _quantize(model: Path, data: str, progress: Path, options: dict[str, Any], l
         keep_float=options["keep_float"] or None,
         bn_tuning=False if options["no_bn_tuning"] else None,
         packed=False if options["no_packing"] else None,
-        migrate_norms=True if options["migrate_norms"] else None,
         without=options["without"] or None,
     )
     _tell(result.data.get("notes"), log)

@@ -7,12 +7,13 @@
 Weights are int8 initializers called `<node>.weight_q`, or bytes that nodes unpack into that (`packing`); biases are
 int32 ones called `<node>.bias_q`. Weight axes follow the operator: Conv 0, Gemm 1 (transB=1: 0), MatMul 1; the runtime
 fuses a wrong axis without a word, so emission checks the length of the scales against the weight. Other targets leave
-biases in float, or want a pair for every reader (`types.target`); what computes in float16 is in `half`.
+biases in float, or want a pair for every reader (`types.target`); what computes in float16 is in `half`, and MatMuls
+with float results in `products`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from onnxq.emit.half import to_half
 from onnxq.emit.log_softmax import emit_log_softmax
 from onnxq.emit.packing import Packer
 from onnxq.emit.pairs import as_sum, codes_of, emit_constant, emit_pair, guard
+from onnxq.emit.products import has_float_result, write_product
 from onnxq.emit.stored import dequantized, emit_bias, float_bias, int32_steps, steps_of
 from onnxq.emit.tables import store_table
 from onnxq.errors import UnsupportedError
@@ -44,6 +46,7 @@ def emit(
     learned: Mapping[str, LearnedLayer] | None = None,
     *,
     packed: bool = False,
+    products: bool = False,
 ) -> Model:
     """The quantized model of `plan`.
 
@@ -55,6 +58,8 @@ def emit(
             neither quantizes nor stores in blocks are not looked at.
         packed: Store weight codes of up to 6 bits packed, and give all that is added short names: a smaller file of the
             same outputs and kernels that takes a little longer to load.
+        products: Write MatMuls with float results as the runtime's own operator, where the target has it: faster, but
+            no pairs of QuantizeLinear and DequantizeLinear any more, which learning needs.
 
     Raises:
         UnsupportedError: The plan names tensors or nodes that the model does not have, or what was learned does not
@@ -64,7 +69,8 @@ def emit(
     nodes = graph.node_names(quantized)
     target = _require(plan, nodes, graph.value_map(quantized))
     inside = {nodes[name] for name in plan.integer}
-    constants = _emit_layers(quantized, plan, learned or {}, target, packed)
+    written = _products(nodes, plan) if products and target.products else {}
+    constants = _emit_layers(quantized, plan, learned or {}, target, packed, written)
     _emit_norm_biases(quantized, plan, inside)
     values = graph.value_map(quantized)
     for name, grid in constants.items():
@@ -84,6 +90,8 @@ def emit(
     for name, block in plan.blocks.items():
         found = (learned or {}).get(name)
         emit_blocks(quantized, nodes[name], block, target, None if found is None else found.codes)
+    for name, layer in written.items():
+        write_product(quantized, layer, (learned or {}).get(name))
     if plan.half:
         to_half(quantized, plan.half)
     return _finished(quantized, model, metadata, packed)
@@ -110,10 +118,21 @@ def _packer(model: Model, plan: QuantPlan, codes: Mapping[str, npt.NDArray[np.in
     return Packer(model, stored, middles, books)
 
 
+def _products(nodes: Mapping[str, Node], plan: QuantPlan) -> dict[str, Layer]:
+    """The layers that become the runtime's own operator."""
+    layers = {name: _layer(nodes[name]) for name in plan.weights}
+    return {name: layer for name, layer in layers.items() if has_float_result(layer, plan)}
+
+
 def _emit_layers(
-    model: Model, plan: QuantPlan, learned: Mapping[str, LearnedLayer], target: Target, packed: bool
+    model: Model,
+    plan: QuantPlan,
+    learned: Mapping[str, LearnedLayer],
+    target: Target,
+    packed: bool,
+    products: Collection[str],
 ) -> dict[str, TensorGrid]:
-    """Weights and biases; returns the grids of constant operands, learned biases that are such operands included."""
+    """Weights, and biases but those of `products`; returns the grids of constant operands, learned biases included."""
     nodes = graph.node_names(model)
     layers = {name: _layer(nodes[name]) for name in plan.weights}
     codes = {name: _codes(layer, plan.weights[name], learned.get(name)) for name, layer in layers.items()}
@@ -122,6 +141,8 @@ def _emit_layers(
     for name, layer in layers.items():
         weights, input_scale = plan.weights[name], _input_grid(plan, layer).scale
         _emit_weight(model, layer, weights, codes[name], packer)
+        if name in products:
+            continue
         alone = layer.bias_add is not None and layer.bias_add.name in plan.integer
         if not target.float_bias and not alone:
             emit_bias(model, layer, weights, input_scale, learned.get(name))

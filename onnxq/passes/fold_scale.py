@@ -10,6 +10,7 @@ its factor in the weights:
     y = s x + t  =  s (x + t / s)
 
 A BatchNormalization behind a layer is `FoldBatchNorm`'s. What several layers read is folded into all of them or stays.
+The factors of a GELU stay, too: without its half, neither FuseGelu nor the runtime would know it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnxq.graph import Layer, Model, Node, Value
 from onnxq.passes import scaling
 from onnxq.passes.affine import AFFINE_OPS, Affine, Axis, Floats, affine_of, operand
 from onnxq.passes.base import Pass
+from onnxq.passes.fuse_gelu import gelu_nodes
 
 LARGEST_SHIFT = 1024.0
 """Largest t / s that is added instead of t: the sum x + t / s keeps 24 bits, and s makes their error s times larger."""
@@ -54,10 +56,10 @@ class FoldScale(Pass):
         """Rewrite `model` in place; returns the number of sequences of nodes folded or shortened."""
         done, found = 0, True
         while found:
-            found = False
+            found, held = False, gelu_nodes(model)
             for rule in (_into_layer_before, _into_layers_after, _shortened):
                 for node in list(graph.nodes(model, *AFFINE_OPS)):
-                    fold = rule(node) if node.graph is model.graph else ""
+                    fold = rule(node) if node.graph is model.graph and node not in held else ""
                     if isinstance(fold, _Fold):
                         _write(model, fold)
                         done, found = done + 1, True
@@ -66,7 +68,10 @@ class FoldScale(Pass):
     def refused(self, model: Model) -> Mapping[str, str]:
         """Scales and shifts beside a layer that stay: node name -> reason."""
         reasons: dict[str, str] = {}
+        held = gelu_nodes(model)
         for node in graph.nodes(model, *AFFINE_OPS):
+            if node in held:
+                continue
             found = [rule(node) for rule in (_into_layers_after, _into_layer_before)]
             reason = next((text for text in found if isinstance(text, str) and text), "")
             if reason:

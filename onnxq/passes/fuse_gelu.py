@@ -51,6 +51,12 @@ class FuseGelu(Pass):
         return {str(chain.end.name): _reason(model, chain) for chain in chains if chain is not None}
 
 
+def gelu_nodes(model: Model) -> set[Node]:
+    """Nodes of chains that this pass, or below opset 20 the runtime, makes a Gelu of."""
+    chains = (_chain(core) for core in graph.nodes(model, *_INNER))
+    return {node for chain in chains if chain is not None and not chain.leak() for node in chain.nodes}
+
+
 def _reason(model: Model, chain: Chain) -> str:
     if graph.opset(model) < GELU_OPSET:
         return f"opset {graph.opset(model)} has no Gelu"

@@ -6,16 +6,16 @@ With y = gamma * n(x) + beta read by linear layers W y + bias, ratios r and shif
     W'[:, c] = W[:, c] * r[c],    bias' = bias + W' b    keeps    W' y' + bias' = W y + bias
 
 exactly, so that one step for the whole of y' serves every channel of y. Without a beta (RMS normalisation), or where a
-layer pads with zeros, b = 0. No node is added except a bias where there was none; and where others read y as well (the
-residual sum behind a normalisation, as in BERT), a second scale and shift for the layers: y stays for the others.
+layer pads with zeros, b = 0. No node is added except a bias where there was none. Where others read y as well (the
+residual sum behind a normalisation, as in BERT), y stays for them, b = 0, and a Mul makes y' = y / r for the layers.
 
 Z. Li et al., "RepQ-ViT", arXiv 2212.08254, section 3.2; G. Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ class Pair:
         norm: The normalisation.
         layers: MatMul, Gemm or 1x1 Conv nodes; they share one r and b.
         shifts: Whether b may differ from 0.
-        shared: Whether others read the result, too, so that the layers need one of their own.
+        shared: Whether others read the result, too, so that the layers need a Mul of their own.
     """
 
     norm: Norm
@@ -72,15 +72,8 @@ def pair_of(norm: Norm) -> Pair | str:
     if not layers:
         return "no linear layer reads its result"
     shared = norm.output.is_graph_output() or bool(others)
-    if shared and len(_scaling(norm)) > 2:
-        return "others read its result, too, and its scale and shift do not stand at its end"
-    shifts = norm.beta_at is not None and all(takes_shift(layer) for layer in layers)
+    shifts = not shared and norm.beta_at is not None and all(takes_shift(layer) for layer in layers)
     return Pair(norm, tuple(layers), shifts, shared)
-
-
-def _scaling(norm: Norm) -> tuple[Node, ...]:
-    """The node that applies the scale, and those behind it."""
-    return norm.nodes[norm.nodes.index(norm.gamma_at[0]) :]
 
 
 def _linear(node: Node, norm: Norm) -> Layer | str:
@@ -108,7 +101,7 @@ def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
     """Write y' = y / r - b into the normalisation and its inverse into the layers, in place.
 
     The tensor between them holds other values afterwards and therefore gets another name; a shared one stays, and the
-    layers read a new one. `pair` is used up.
+    layers read a new one, y / r. `pair` is used up.
 
     Args:
         model: Edited in place.
@@ -129,49 +122,37 @@ def migrate(model: Model, pair: Pair, ratios: Vector, shifts: Vector) -> None:
     if shifted and not pair.shifts:
         raise ValueError(f"{norm.name} or a layer behind it cannot take a shift")
     name = graph.unique_name(model, f"{pair.name}_scaled")
-    if pair.shared:
-        norm = _copied(model, norm, [layer.node for layer in pair.layers])
-    gamma = (norm.gamma.astype(np.float64) / ratios).astype(np.float32)
-    node, index = norm.gamma_at
-    graph.replace_constant(model, node, index, per_channel(gamma, norm))
-    if norm.beta_at is not None and (norm.beta is not None or shifted):
-        old = np.zeros(len(ratios)) if norm.beta is None else norm.beta.astype(np.float64)
-        node, index = norm.beta_at
-        beta = per_channel((old / ratios - shifts).astype(np.float32), norm)
-        graph.replace_constant(model, node, index, beta, f"{norm.name}_beta")
+    data = _own(model, pair, ratios) if pair.shared else _rescaled(model, norm, ratios, shifts)
     for layer in pair.layers:
         kernel = scale_inputs(kernel_of(layer), ratios)
         moved = response(kernel, shifts)
         bias = bias_of(layer, layer.channels) + moved if shifted else None
         write_layer(model, layer, weight_of(layer, kernel), bias)
-    norm.output.name = name
+    data.name = name
 
 
-def _copied(model: Model, norm: Norm, readers: Collection[Node]) -> Norm:
-    """`norm` with a scale and shift of its own behind the same normalised values, for `readers` alone."""
-    new: dict[Node, Node] = {}
-    values: dict[Value | None, Value] = {}
-    last = norm.nodes[-1]
-    for node in _scaling(norm):
-        made = graph.add_node(
-            model,
-            node.op_type,
-            [values.get(value, value) for value in node.inputs],
-            f"{node.name}_copy",
-            after=last,
-            attributes={key: attribute.value for key, attribute in node.attributes.items()},
-            domain=node.domain,
-        )
-        made.type, made.shape = node.outputs[0].type, node.outputs[0].shape
-        values[node.outputs[0]], maker = made, made.producer()
-        assert maker is not None
-        new[node] = last = maker
-    output = values[norm.output]
-    graph.redirect(norm.output, output, lambda node: node in readers)
-    nodes = tuple(new.get(node, node) for node in norm.nodes)
-    gamma_at = (new[norm.gamma_at[0]], norm.gamma_at[1])
-    beta_at = None if norm.beta_at is None else (new[norm.beta_at[0]], norm.beta_at[1])
-    return replace(norm, nodes=nodes, output=output, gamma_at=gamma_at, beta_at=beta_at)
+def _rescaled(model: Model, norm: Norm, ratios: Vector, shifts: Vector) -> Value:
+    """The result of a normalisation after its own scale and shift were changed to give y / r - b."""
+    node, index = norm.gamma_at
+    gamma = (norm.gamma.astype(np.float64) / ratios).astype(np.float32)
+    graph.replace_constant(model, node, index, per_channel(gamma, norm))
+    if norm.beta_at is not None and (norm.beta is not None or shifts.any()):
+        old = np.zeros(len(ratios)) if norm.beta is None else norm.beta.astype(np.float64)
+        node, index = norm.beta_at
+        beta = per_channel((old / ratios - shifts).astype(np.float32), norm)
+        graph.replace_constant(model, node, index, beta, f"{norm.name}_beta")
+    return norm.output
+
+
+def _own(model: Model, pair: Pair, ratios: Vector) -> Value:
+    """The result of a shared normalisation divided by `ratios`, for the pair's layers alone."""
+    norm, readers = pair.norm, {layer.node for layer in pair.layers}
+    factors = (1.0 / ratios).astype(np.float32).reshape(-1, *[1] * (-1 - norm.axis))
+    held = graph.add_constant(model, f"{norm.name}_factors", factors)
+    new = graph.add_node(model, "Mul", [norm.output, held], f"{norm.name}_own", after=norm.nodes[-1])
+    new.type, new.shape = norm.output.type, norm.output.shape
+    graph.redirect(norm.output, new, lambda node: node in readers)
+    return new
 
 
 @dataclass(frozen=True)

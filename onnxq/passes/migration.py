@@ -33,6 +33,9 @@ SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4)
 """Parts of the observed range that `search` allows the activation grid to cover."""
 LEAST_GAIN = 0.01
 """A migration must lower the output error by this share to be worth its rounding."""
+HEATS = 4
+"""Of the candidates, the best few on every fourth row are compared on all rows."""
+FINALISTS = 4
 DEAD = 1e-7
 """A channel is constant when its range is below this part of the widest one."""
 
@@ -156,10 +159,12 @@ def search(
     highs = np.maximum(x.max(0), -np.inf if high is None else high)
     channels = x.shape[1]
     grid = Grid(activation_bits, signed=False, symmetric=False)
-    judge = _Judge(x, weights, grid, Grid(weight_bits), lows, highs, error, steps_of)
+    heat, judge = (
+        _Judge(rows, weights, grid, Grid(weight_bits), lows, highs, error, steps_of) for rows in (x[::HEATS], x)
+    )
     best = identity = Migration(np.ones(channels), np.zeros(channels), *grid.from_range(lows.min(), highs.max()))
     least = (1.0 - (LEAST_GAIN if least_gain is None else least_gain)) * judge(identity)
-    for candidate in _candidates(lows, highs, weights, grid, shift):
+    for candidate in sorted(_candidates(lows, highs, weights, grid, shift), key=heat)[:FINALISTS]:
         found = judge(candidate)
         if found < least:
             best, least = candidate, found

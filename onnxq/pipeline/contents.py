@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from onnxq import bench, graph, plan
+from onnxq.emit import products, weight_grid
 from onnxq.graph import Model, Node, Value
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Array, BlockInfo, InputSpec, Inspection, LayerInfo
@@ -60,7 +62,7 @@ def _blocks(model: Model) -> tuple[BlockInfo, ...]:
 
 
 def _layers(model: Model) -> list[LayerInfo]:
-    stored = {node: _stored(node) for node in graph.nodes(model, *graph.LAYER_OPS)}
+    stored = {node: _stored(node) for node in (*graph.nodes(model, *graph.LAYER_OPS), *products(model))}
     names = [graph.name_of(value) for value in stored.values() if value is not None and not value.is_initializer()]
     unpacked = Session(graph.sub_model(model, [], names), _LOOK).run({}) if names else {}
     found = []
@@ -74,6 +76,8 @@ def _layers(model: Model) -> list[LayerInfo]:
 def _stored(node: Node) -> Value | None:
     """A layer's weight before its DequantizeLinear, an initializer or what nodes unpack; None for any other operand."""
     weight, dequantize = node.inputs[1], graph.producer(node.inputs[1], "DequantizeLinear")
+    if dequantize is None and node.op_type not in graph.LAYER_OPS:
+        return weight if graph.sources(weight) else None
     if dequantize is None:
         return weight if graph.constant(weight) is not None else None
     weight = dequantize.inputs[0]
@@ -81,22 +85,22 @@ def _stored(node: Node) -> Value | None:
 
 
 def _layer(node: Node, stored: Value, array: Array) -> LayerInfo:
-    dequantize = graph.producer(node.inputs[1], "DequantizeLinear")
-    steps = graph.constant(dequantize.inputs[1]) if dequantize is not None else None
+    grid = weight_grid(node)
+    steps = graph.constant(grid[0]) if grid else None
     held = graph.sources(stored) or []
     narrow = [name for name in map(graph.dtype_name, held) if name in _NARROW]
     packed = not stored.is_initializer()
     own = [value for value in held if not packed or len(graph.users(value)) == 1]
-    own += [value for value in (dequantize.inputs[1:] if dequantize is not None else ()) if value is not None]
+    own += grid
     codes = None if array.dtype.kind == "f" else _codes(array)
     book = _book(stored)
-    dtype, scale, zero = _grid(graph.producer(node.inputs[0], "DequantizeLinear"))
+    dtype, scale, zero = _grid(_input_grid(node))
     return LayerInfo(
         name=str(node.name),
         op_type=node.op_type,
         weight_shape=tuple(array.shape),
         weight_dtype=(narrow or ["uint8"])[0] if packed else str(array.dtype),
-        weight_bits=_width(book) if book else 8 * array.itemsize if codes is None else _bits(array, dequantize),
+        weight_bits=_width(book) if book else 8 * array.itemsize if codes is None else _bits(array, node),
         weight_bytes=sum(value.const_value.nbytes for value in own if value.const_value is not None),
         packed=packed,
         codebook=book,
@@ -131,21 +135,30 @@ def _width(count: int) -> int:
     return max((count - 1).bit_length(), 1)
 
 
-def _bits(codes: Array, dequantize: Node | None) -> int:
+def _bits(codes: Array, node: Node) -> int:
     """The width of the narrowest integers that hold the codes of every channel, wherever they begin."""
-    axis = dequantize.attributes.get_int("axis", 1) if dequantize is not None else 0
-    steps = graph.constant(dequantize.inputs[1]) if dequantize is not None else None
+    dequantize, grid = graph.producer(node.inputs[1], "DequantizeLinear"), weight_grid(node)
+    axis = dequantize.attributes.get_int("axis", 1) if dequantize is not None else 1
+    steps = graph.constant(grid[0]) if grid else None
     rows = codes.reshape(1, -1) if steps is None or steps.ndim == 0 else np.moveaxis(codes, axis, 0)
     rows = rows.reshape(len(rows), -1).astype(np.int32)
     spread = int((rows.max(axis=1) - rows.min(axis=1)).max()) if rows.size else 0
     return max(spread.bit_length(), 1)
 
 
-def _grid(node: Node | None) -> tuple[str, float | None, int | None]:
-    if node is None:
+def _input_grid(node: Node) -> list[Value | None]:
+    """Step and, where it is written, zero point of what a layer reads; nothing where that is float."""
+    if node.op_type not in graph.LAYER_OPS:
+        return [node.inputs[2], node.inputs[4]]
+    restored = graph.producer(node.inputs[0], "DequantizeLinear")
+    return [] if restored is None else list(restored.inputs[1:])
+
+
+def _grid(held: Sequence[Value | None]) -> tuple[str, float | None, int | None]:
+    if not held:
         return "float32", None, None
-    scale = graph.constant(node.inputs[1])
-    zero = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    scale = graph.constant(held[0])
+    zero = graph.constant(held[1]) if len(held) > 1 else None
     dtype = str(zero.dtype) if zero is not None else "uint8"
     step = float(scale.reshape(-1)[0]) if scale is not None and scale.size else None
     return dtype, step, int(zero.reshape(-1)[0]) if zero is not None and zero.size else 0

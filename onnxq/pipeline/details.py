@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxq import bench, graph
 from onnxq.calibrate.observe import count_rows
-from onnxq.emit import weight_codes
+from onnxq.emit import weight_codes, weight_grid
 from onnxq.graph import Layer, Model, Node
 from onnxq.grid import Grid, fake_quantize
 from onnxq.pipeline.planning import some_rows
@@ -219,8 +219,7 @@ def _stored_bytes(node: Node) -> int:
     stored = node.inputs[1] if restored is None else restored.inputs[0]
     packed = graph.producer(stored) is not None
     own = [value for value in graph.sources(stored) or [] if not packed or len(graph.users(value)) == 1]
-    grid = [value for value in (restored.inputs[1:] if restored is not None else ()) if value is not None]
-    return sum(value.const_value.nbytes for value in own + grid if value.const_value is not None)
+    return sum(value.const_value.nbytes for value in own + weight_grid(node) if value.const_value is not None)
 
 
 def weight_detail(layer: Layer, grid: WeightGrid | None, learned: LearnedLayer | None = None) -> WeightDetail:

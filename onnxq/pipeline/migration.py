@@ -18,13 +18,20 @@ from onnxq.pipeline.prepare import Prepared
 from onnxq.plan.weights import least_squares
 from onnxq.recipe import Recipe
 from onnxq.types import Dataset, Feeds, Log, Silence
+from onnxq.types.target import target_of
 
 SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
 TRIES = 10
 """Clippings of a weight of few bits that are tried for every migration."""
 COPY_GAIN = 0.25
-"""Share by which a migration must lower the layers' error where it takes a second run of the normalisation."""
+"""Share by which a migration must lower the layers' error where it takes a Mul of its own."""
+
+
+def migrates(settings: Recipe) -> bool:
+    """Whether the recipe moves scales, and layers have grids for which that matters."""
+    rounds_inputs = not settings.weight_only and target_of(settings.target).placing != "half"
+    return settings.migrate_norms and rounds_inputs
 
 
 def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()) -> Prepared:
@@ -68,12 +75,12 @@ def choose_migrations(
     log.stage("Migrating scales")
     axes = {name: pair.norm.axis for name, pair in found.items()}
     seen = channel_ranges(model, rows, axes, keep=SAMPLE_ROWS, seed=seed, progress=log.advance)
-    chosen = {
-        name: _search(pair, seen[name], activation_bits, weight_bits)
-        for name, pair in found.items()
-        if seen[name].finite and len(seen[name].sample)
-    }
-    useful = {name: migration for name, migration in chosen.items() if not migration.is_identity}
+    useful: dict[str, Migration] = {}
+    for done, (name, pair) in enumerate(found.items(), 1):
+        if seen[name].finite and len(seen[name].sample):
+            migration = _search(pair, seen[name], activation_bits, weight_bits)
+            useful |= {} if migration.is_identity else {name: migration}
+        log.step(f"{done} of {len(found)}")
     log.note(f"{len(useful)} of {len(found)} normalisations hand their channels' scales to the layers behind them")
     return useful
 

@@ -68,11 +68,13 @@ def reemit(path: Path, target: str | None = None, *, model: Path | None = None, 
     learned = _learned(path, origin)
     log.stage("Writing the quantized graph")
     if target_of(wanted).name == plan.target:
-        return Emitted(emit(float_model, plan, origin.metadata, learned, packed=origin.packed), plan, source)
+        return Emitted(
+            emit(float_model, plan, origin.metadata, learned, packed=origin.packed, products=True), plan, source
+        )
     tuned = retarget(float_model, Tuned(plan, learned), target_of(wanted), origin.ranges)
     packed = target_of(wanted).packed and any(grid.bits < 7 for grid in tuned.plan.weights.values())
     metadata = _metadata(origin, target_of(wanted))
-    made = emit(float_model, tuned.plan, metadata, tuned.layers, packed=packed)
+    made = emit(float_model, tuned.plan, metadata, tuned.layers, packed=packed, products=True)
     return Emitted(made, tuned.plan, source, tuple(_changes(Tuned(plan, learned), tuned)))
 
 

@@ -19,7 +19,7 @@ from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_c
 from onnxq.pipeline.checkpoint import Clock, kept_clock
 from onnxq.pipeline.choice import Choice
 from onnxq.pipeline.explain import explained
-from onnxq.pipeline.migration import migrate_norms
+from onnxq.pipeline.migration import migrate_norms, migrates
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
 from onnxq.pipeline.result import Checks, QuantizedModel, left_out, packs
@@ -273,7 +273,7 @@ def _planned(
 def _emitted(work: Work, tuned: Tuned) -> Model:
     work.log.stage("Writing the quantized graph")
     packed = packs(work.settings, tuned.plan)
-    return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed)
+    return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed, products=True)
 
 
 def _too_large(work: Work, quantized: Model) -> str:
@@ -290,7 +290,7 @@ def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, 
     fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
     rewrites = passes.rewrites(equalize=not settings.per_channel, without=left_out(settings))
     prepared = prepare(path, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
-    if settings.migrate_norms:
+    if migrates(settings):
         prepared = migrate_norms(prepared, rows, probe_of(rows, fixed), settings, log)
     return prepared
 

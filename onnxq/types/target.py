@@ -59,6 +59,7 @@ class Target:
         packed: Weights of few bits may be stored packed, unpacked by nodes that the runtime folds.
         without: Rewrites of the float graph that only other targets gain by.
         nbits: Weights in blocks are those of the operator MatMulNBits.
+        products: MatMuls with float results may be written as the runtime's operator MatMulIntegerToFloat.
         untimed: Why its latency cannot be measured here even where the provider is; "" where it can.
         note: Said when it is chosen.
     """
@@ -78,6 +79,7 @@ class Target:
     packed: bool = False
     without: tuple[str, ...] = ()
     nbits: bool = False
+    products: bool = False
     untimed: str = ""
     note: str = ""
 
@@ -87,7 +89,16 @@ class Target:
         return self.provider == "cpu"
 
 
-CPU = Target("cpu", "cpu", activation_bits=(*FEW, 8, 16), guarded=True, tables=True, packed=True, nbits=True)
+CPU = Target(
+    "cpu",
+    "cpu",
+    activation_bits=(*FEW, 8, 16),
+    guarded=True,
+    tables=True,
+    packed=True,
+    nbits=True,
+    products=True,
+)
 WEB = Target(
     "web",
     "cpu",

@@ -6,7 +6,7 @@ from helpers import assert_same_outputs, model, ops, run, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxq import graph
+from onnxq import graph, runtime
 from onnxq.passes.base import apply
 from onnxq.passes.fold_scale import FoldScale
 
@@ -233,6 +233,25 @@ def test_a_zero_or_tiny_factor_in_front_of_padding_keeps_its_shift():
         before = run(m, feeds)
         assert FoldScale()(m) == 0
         assert_same_outputs(before, run(m, feeds))
+
+
+GELUS = [
+    "d = Div(a, root) e = Erf(d) f = Add(e, one) g = Mul(a, f) h = Mul(g, half)",
+    "s = Mul(a, half) d = Div(a, root) e = Erf(d) f = Add(e, one) h = Mul(s, f)",
+]
+
+
+@pytest.mark.parametrize("gelu", GELUS)
+def test_the_half_of_a_gelu_stays_where_it_is_known(gelu):
+    """With the half in the weights behind, neither a pass nor the runtime would find the GELU."""
+    m, feeds = build(f"a = MatMul(x, w) {gelu} k = Mul(h, c) y = MatMul(k, v)", "N,T,5", "N,T,3", w=(5, 4), v=(4, 3),
+                     root=(), one=(), half=(), c=())  # fmt: skip
+    for name, number in {"root": 2**0.5, "one": 1.0, "half": 0.5}.items():
+        graph.set_initializer(m, name, np.asarray(number, np.float32))
+    chain = ["Div", "Erf", "Add", "Mul", "Mul"] if gelu is GELUS[0] else ["Mul", "Div", "Erf", "Add", "Mul"]
+    check(m, feeds, ["MatMul", *chain, "MatMul"], 1)
+    assert FoldScale().refused(m) == {}
+    assert "Gelu" in [node.op_type for node in runtime.optimized(m).graph]
 
 
 def test_an_overflow_is_refused():

@@ -4,7 +4,8 @@ from helpers import assert_same_outputs, model, run, weights
 from onnxq import graph
 from onnxq.passes import apply, migration
 from onnxq.passes.migrate import MigrateNorms
-from onnxq.pipeline.migration import choose_migrations
+from onnxq.pipeline.migration import choose_migrations, migrates
+from onnxq.recipe import PRESETS, Recipe
 from onnxq.types import Silence
 
 UNEVEN = np.array([0.02, 5.0, 0.1, 1.0, 30.0, 0.3, 2.0, 0.5], np.float32)
@@ -57,11 +58,20 @@ def test_what_gains_nothing_is_left_out(monkeypatch):
     assert choose_migrations(made(), [{"x": weights(16, 4, 8)}]) == {}
 
 
-def test_a_copy_must_gain_more(monkeypatch):
+def test_who_migrates():
+    assert migrates(Recipe())
+    assert migrates(Recipe(target="tensorrt"))
+    assert not migrates(Recipe(migrate_norms=False))
+    assert not migrates(Recipe(weight_only=True))
+    assert not migrates(Recipe(target="cuda"))
+    assert [name for name, recipe in PRESETS.items() if not recipe.migrate_norms] == ["fast", "fastest"]
+
+
+def test_a_factor_of_their_own_must_gain_more(monkeypatch):
     text = TEXT.replace("y = MatMul(n, w)", "p = MatMul(n, w)\n    y = Add(p, o)").replace(
         "[N,4,6] y", "[N,4,6] y, float[N,4,8] n"
     )
-    m = model(text.replace("float[8,6] w,", "float[8,6] w, float[6] o,"), gamma=UNEVEN, beta=weights(8, seed=1) * 40,
+    m = model(text.replace("float[8,6] w,", "float[8,6] w, float[6] o,"), gamma=UNEVEN, beta=weights(8, seed=1),
               w=weights(8, 6), o=weights(6), flat=np.ones(8, np.float32), zero=np.zeros(8, np.float32))  # fmt: skip
     graph.infer_shapes(m)
     data = [{"x": weights(16, 4, 8)}]

@@ -1,0 +1,79 @@
+"""Products of whole numbers with float results, in the operator that the runtime computes them with.
+
+    MatMul(DequantizeLinear(x), DequantizeLinear(w)) [+ b]  ->  com.microsoft.MatMulIntegerToFloat(x, w, steps, z, [b])
+
+The runtime finds that operator by itself, but leaves the bias beside it: an Add over the whole result, and behind the
+int32 form of a bias a DequantizeLinear in every run. A third of a small transformer's nodes are such ones. Written out,
+the product is also sure to run in integers, whatever the session's settings are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from onnxq import graph
+from onnxq.graph import Layer, Model, Node, Value
+from onnxq.types import LearnedLayer, QuantPlan
+
+OPERATOR, DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
+_ACTIVATIONS = ("Relu", "Clip")
+
+
+def products(model: Model) -> Iterator[Node]:
+    """The nodes that `write_product` made."""
+    return (node for node in model.graph if node.op_type == OPERATOR and node.domain == DOMAIN)
+
+
+def weight_grid(node: Node) -> list[Value]:
+    """Steps and, where they are written, zero points of a quantized layer's weight; nothing where it is float."""
+    if node.op_type == OPERATOR:
+        held = [*node.inputs[3:4], *node.inputs[5:6]]
+    else:
+        restored = graph.producer(node.inputs[1], "DequantizeLinear")
+        held = [] if restored is None else list(restored.inputs[1:])
+    return [value for value in held if value is not None]
+
+
+def has_float_result(layer: Layer, plan: QuantPlan) -> bool:
+    """Whether a MatMul multiplies codes of 8 bits and hands on floats: nothing behind it, or its Relu, rounds them."""
+    data = plan.tensors.get(graph.name_of(layer.data))
+    if layer.node.op_type != "MatMul" or data is None or data.bits > 8 or data.signed:
+        return False
+    reader = graph.only_user(layer.output)
+    results = (
+        [layer.output] if reader is None or reader.op_type not in _ACTIVATIONS else [layer.output, *reader.outputs]
+    )
+    return not any(graph.name_of(value) in plan.tensors for value in results) and (
+        layer.bias_add is None or layer.bias_add.name not in plan.integer
+    )
+
+
+def write_product(model: Model, layer: Layer, learned: LearnedLayer | None) -> None:
+    """Replace an emitted MatMul, and the Add that holds its bias, in place; the new node keeps the MatMul's name.
+
+    Args:
+        model: With the pairs of the layer's input and the codes of its weight; gets the operator set com.microsoft.
+        layer: As it was in the float model, of the same nodes.
+        learned: May hold another bias.
+    """
+    node, name = layer.node, str(layer.node.name)
+    data, weight = (graph.producer(value, "DequantizeLinear") for value in node.inputs)
+    if data is None or weight is None:  # in a part of the model for which the plan was not made
+        return
+    inputs = [data.inputs[0], weight.inputs[0], data.inputs[1], weight.inputs[1], data.inputs[2], None]
+    floats = layer.bias if learned is None or learned.bias is None else learned.bias
+    if layer.bias_add is not None and floats is not None:
+        inputs.append(graph.add_constant(model, f"{name}.bias", floats.astype(np.float32)))
+    last = layer.bias_add or node
+    old = last.outputs[0]
+    model.opset_imports.setdefault(DOMAIN, 1)
+    new = graph.add_node(model, OPERATOR, inputs, f"{name}_codes", before=last, domain=DOMAIN)
+    new.type, new.shape = old.type, old.shape
+    graph.redirect(old, new)
+    graph.move_name(old, new, model)
+    made: Node | None = new.producer()
+    assert made is not None
+    model.graph.remove([last, node] if last is not node else [node], safe=True)
+    made.name = name
