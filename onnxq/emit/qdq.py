@@ -7,8 +7,8 @@
 Weights are int8 initializers called `<node>.weight_q`, or bytes that nodes unpack into that (`packing`); biases are
 int32 ones called `<node>.bias_q`. Weight axes follow the operator: Conv 0, Gemm 1 (transB=1: 0), MatMul 1; the runtime
 fuses a wrong axis without a word, so emission checks the length of the scales against the weight. Other targets leave
-biases in float, or want a pair for every reader (`types.target`); what computes in float16 is in `half`, and MatMuls
-with float results in `products`.
+biases in float, or want a pair for every reader (`types.target`); what computes in float16 is in `half`; operators of
+the runtime's own are in `products` and `silu`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from onnxq.emit.log_softmax import emit_log_softmax
 from onnxq.emit.packing import Packer
 from onnxq.emit.pairs import as_sum, codes_of, emit_constant, emit_pair, guard
 from onnxq.emit.products import has_float_result, write_product
+from onnxq.emit.silu import write_silu
 from onnxq.emit.stored import dequantized, emit_bias, float_bias, int32_steps, steps_of
 from onnxq.emit.tables import store_table
 from onnxq.errors import UnsupportedError
@@ -46,7 +47,7 @@ def emit(
     learned: Mapping[str, LearnedLayer] | None = None,
     *,
     packed: bool = False,
-    products: bool = False,
+    fused: bool = False,
 ) -> Model:
     """The quantized model of `plan`.
 
@@ -58,8 +59,8 @@ def emit(
             neither quantizes nor stores in blocks are not looked at.
         packed: Store weight codes of up to 6 bits packed, and give all that is added short names: a smaller file of the
             same outputs and kernels that takes a little longer to load.
-        products: Write MatMuls with float results as the runtime's own operator, where the target has it: faster, but
-            no pairs of QuantizeLinear and DequantizeLinear any more, which learning needs.
+        fused: Write operators of the runtime's own where they are faster than what it makes of pairs and the target
+            has them: the file to be used; learning needs the pairs.
 
     Raises:
         UnsupportedError: The plan names tensors or nodes that the model does not have, or what was learned does not
@@ -69,7 +70,8 @@ def emit(
     nodes = graph.node_names(quantized)
     target = _require(plan, nodes, graph.value_map(quantized))
     inside = {nodes[name] for name in plan.integer}
-    written = _products(nodes, plan) if products and target.products else {}
+    inside |= {gate for node in inside if (gate := graph.silu_gate(node)) is not None}
+    written = _products(nodes, plan) if fused and target.fused else {}
     constants = _emit_layers(quantized, plan, learned or {}, target, packed, written)
     _emit_norm_biases(quantized, plan, inside)
     values = graph.value_map(quantized)
@@ -90,8 +92,11 @@ def emit(
     for name, block in plan.blocks.items():
         found = (learned or {}).get(name)
         emit_blocks(quantized, nodes[name], block, target, None if found is None else found.codes)
-    for name, layer in written.items():
-        write_product(quantized, layer, (learned or {}).get(name))
+    if fused and target.fused:
+        for name, layer in written.items():
+            write_product(quantized, layer, (learned or {}).get(name))
+        for node in inside:
+            write_silu(quantized, node)
     if plan.half:
         to_half(quantized, plan.half)
     return _finished(quantized, model, metadata, packed)

@@ -39,7 +39,7 @@ from onnxq.graph.files import (
     save,
     to_bytes,
 )
-from onnxq.graph.layers import LAYER_OPS, PRODUCT, Activation, Layer, activation_after, as_bias, layer_of
+from onnxq.graph.layers import LAYER_OPS, PRODUCT, Activation, Layer, activation_after, as_bias, layer_of, silu_gate
 from onnxq.graph.look import (
     attribute,
     constant,
@@ -120,6 +120,7 @@ __all__ = [
     "save",
     "set_attribute",
     "set_initializer",
+    "silu_gate",
     "soften",
     "sources",
     "sub_model",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxq.graph.look import attribute, constant, only_user
+from onnxq.graph.look import attribute, constant, only_user, producer
 
 PRODUCT = "both operands are computed at run time"
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -129,6 +129,17 @@ def as_bias(stored: npt.NDArray[Any], channels: int) -> npt.NDArray[Any] | None:
     if last not in (1, channels):
         return None
     return np.broadcast_to(stored.reshape(-1), (channels,))
+
+
+def silu_gate(node: ir.Node) -> ir.Node | None:
+    """The Sigmoid of a Mul that computes x * Sigmoid(x), if nothing else reads it; None for any other node."""
+    if node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+        return None
+    for value in node.inputs:
+        gate = producer(value, "Sigmoid")
+        if gate is not None and gate.inputs[0] in node.inputs and only_user(gate.outputs[0]) is node:
+            return gate
+    return None
 
 
 @dataclass(frozen=True)

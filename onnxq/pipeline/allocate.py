@@ -41,7 +41,7 @@ def options_of(known: Sensitivities) -> list[Bits]:
 
 def base_bytes(found: Calibrated) -> int:
     """Bytes of the file with all layers at 8 bits."""
-    return written_bytes(emit(found.model, found.base, packed=True, products=True))
+    return written_bytes(emit(found.model, found.base, packed=True, fused=True))
 
 
 def written_bytes(model: Model) -> int:

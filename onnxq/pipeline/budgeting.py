@@ -255,7 +255,7 @@ def _relaxed(wishes: Wishes, error: Infeasible) -> Wishes:
 
 def _bytes_of(choice: Choice, provenance: Mapping[str, str]) -> int:
     """Size of the file that a choice comes to."""
-    return written_bytes(emit(choice.found.model, choice.plan, provenance, packed=True, products=True))
+    return written_bytes(emit(choice.found.model, choice.plan, provenance, packed=True, fused=True))
 
 
 def describe(choice: Choice) -> Sequence[str]:

@@ -69,12 +69,12 @@ def reemit(path: Path, target: str | None = None, *, model: Path | None = None, 
     log.stage("Writing the quantized graph")
     if target_of(wanted).name == plan.target:
         return Emitted(
-            emit(float_model, plan, origin.metadata, learned, packed=origin.packed, products=True), plan, source
+            emit(float_model, plan, origin.metadata, learned, packed=origin.packed, fused=True), plan, source
         )
     tuned = retarget(float_model, Tuned(plan, learned), target_of(wanted), origin.ranges)
     packed = target_of(wanted).packed and any(grid.bits < 7 for grid in tuned.plan.weights.values())
     metadata = _metadata(origin, target_of(wanted))
-    made = emit(float_model, tuned.plan, metadata, tuned.layers, packed=packed, products=True)
+    made = emit(float_model, tuned.plan, metadata, tuned.layers, packed=packed, fused=True)
     return Emitted(made, tuned.plan, source, tuple(_changes(Tuned(plan, learned), tuned)))
 
 

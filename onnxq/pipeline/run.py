@@ -273,7 +273,7 @@ def _planned(
 def _emitted(work: Work, tuned: Tuned) -> Model:
     work.log.stage("Writing the quantized graph")
     packed = packs(work.settings, tuned.plan)
-    return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed, products=True)
+    return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed, fused=True)
 
 
 def _too_large(work: Work, quantized: Model) -> str:

@@ -166,7 +166,7 @@ class Stopwatch:
         return make_plan(self._prepared.model, placement, self._ranges, precision)
 
     def _network(self, placement: Placement) -> Model:
-        return emit(self._prepared.model, self._plan(placement), products=True)
+        return emit(self._prepared.model, self._plan(placement), fused=True)
 
     def _file(self, placement: Placement) -> Path:
         key = frozenset(unit.name for unit in placement.integer)

@@ -46,7 +46,7 @@ def latency_costs(
     """
     config = SessionConfig(provider, threads)
     floats = profile(found.model, feeds, config)
-    integers = profile(emit(found.model, found.base, products=True), feeds, config)
+    integers = profile(emit(found.model, found.base, fused=True), feeds, config)
     names = names_of(found.placement.layers)
     slow, quick = (by_unit(times, names) for times in (floats, integers))
     layers = {

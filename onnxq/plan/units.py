@@ -1,8 +1,8 @@
 """Units: the pieces of a graph that a target runs as one integer kernel.
 
 A unit is a node together with what its kernel absorbs: the Add that holds a MatMul's bias, and a Relu or Clip behind
-it. Every node of the main graph belongs to exactly one unit. A unit says what its kernel would need; whether it gets
-it is decided in `placement`.
+it. SiLU, x * Sigmoid(x), may be one unit of two nodes, between two grids but without one inside. Every node of the main
+graph belongs to exactly one unit. A unit says what its kernel would need; whether it gets it is decided in `placement`.
 """
 
 from __future__ import annotations
@@ -90,19 +90,20 @@ class Unit:
         return self.kind == "product" or (self.layer is not None and self.layer.node.op_type in ("Gemm", "MatMul"))
 
 
-def units_of(model: Model, absorb: bool = True) -> list[Unit]:
+def units_of(model: Model, absorb: bool = True, silu: bool = False) -> list[Unit]:
     """All units in graph order.
 
     Args:
         model: The prepared float model.
         absorb: Whether a MatMul's unit holds the Add of its bias; otherwise that is a unit of its own.
+        silu: Whether the Mul of a SiLU has the Sigmoid in its unit; otherwise that is a unit of its own.
     """
     found: list[Unit] = []
     absorbed: set[Node] = set()
     for node in graph.nodes(model):
         if node in absorbed:
             continue
-        unit = _unit(node, absorb)
+        unit = (_silu(node) if silu else None) or _unit(node, absorb)
         absorbed.update(unit.members)
         found.append(unit)
     return found
@@ -130,6 +131,16 @@ def _unit(node: Node, absorb: bool) -> Unit:
     if node.op_type in NOT_NUMERIC:
         return _float(node, SHAPES)
     return _float(node, REASONS.get(node.op_type, f"the runtime has no integer kernel for {node.op_type}"))
+
+
+def _silu(node: Node) -> Unit | None:
+    """The SiLU that a Sigmoid belongs to, with its Mul as the head."""
+    product = graph.only_user(node.outputs[0]) if node.op_type == "Sigmoid" else None
+    if product is None or graph.silu_gate(product) is not node:
+        return None
+    value = node.inputs[0]
+    assert value is not None
+    return Unit(product, "own", (product, node), (value,), tuple(product.outputs))
 
 
 def _float(node: Node, reason: str) -> Unit:

@@ -59,7 +59,8 @@ class Target:
         packed: Weights of few bits may be stored packed, unpacked by nodes that the runtime folds.
         without: Rewrites of the float graph that only other targets gain by.
         nbits: Weights in blocks are those of the operator MatMulNBits.
-        products: MatMuls with float results may be written as the runtime's operator MatMulIntegerToFloat.
+        fused: Files hold operators of onnxruntime's own where it has faster ones than it makes of pairs:
+            MatMulIntegerToFloat for products with float results, QuickGelu for SiLU.
         untimed: Why its latency cannot be measured here even where the provider is; "" where it can.
         note: Said when it is chosen.
     """
@@ -79,7 +80,7 @@ class Target:
     packed: bool = False
     without: tuple[str, ...] = ()
     nbits: bool = False
-    products: bool = False
+    fused: bool = False
     untimed: str = ""
     note: str = ""
 
@@ -97,7 +98,7 @@ CPU = Target(
     tables=True,
     packed=True,
     nbits=True,
-    products=True,
+    fused=True,
 )
 WEB = Target(
     "web",

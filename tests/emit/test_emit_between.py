@@ -6,12 +6,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from emitting import assert_good, quantized, stored
+from emitting import assert_good, kernels, quantized, stored
 from helpers import model, run, weights
 
 from onnxq import graph
 from onnxq.emit import emit
 from onnxq.grid import Grid
+from onnxq.pipeline.verify import kernel_gap
+from onnxq.types.target import TARGETS
 
 CONSTANTS = {
     "k": ("float[1,6,1,1]", weights(1, 6, 1, 1)),
@@ -190,8 +192,41 @@ def test_a_sum_of_two_convolutions_is_one_kernel():
     assert not {"Add", "Relu"} & set(ran)
 
 
-def test_silu_is_two_kernels():
-    _, _, ran = assert_good(*between("s = Sigmoid(h) i = Mul(h, s)"))
+SILUS = ["[g] s = Sigmoid(h) [m] i = Mul(h, s)", "[g] s = Sigmoid(h) [m] i = Mul(s, h)"]
+
+
+@pytest.mark.parametrize("body", SILUS)
+def test_silu_is_one_float_pass_between_grids(body):
+    m, feeds = between(body)
+    plan, paired, ran = assert_good(m, feeds)
+    assert "m" in plan.integer
+    assert {"h", "i"} <= set(plan.tensors)
+    assert "s" not in plan.tensors
+    assert not {"QLinearSigmoid", "QLinearMul"} & set(ran)
+    written = emit(m, plan, fused=True)
+    assert [node.op_type for node in written.graph if node.name == "m"] == ["QuickGelu"]
+    ran = kernels(written)
+    assert ran.count("Transpose") == 2  # to the kernels' layout and back; SiLU works in it
+    inner = ["QLinearConv", "DequantizeLinear", "QuickGelu", "QuantizeLinear", "QLinearConv"]
+    assert [kind for kind in ran if kind != "Transpose"] == ["QuantizeLinear", *inner, "DequantizeLinear"]
+    assert kernel_gap(written, feeds) <= 1
+    wanted, got = (run(file, feeds, optimize="all")["y"] for file in (paired, written))
+    assert np.abs(wanted - got).max() <= 1.01 * plan.tensors["y"].scale
+
+
+def test_silu_is_two_kernels_where_the_target_has_no_better():
+    m, feeds = between(SILUS[0])
+    plan, emitted, ran = assert_good(m, feeds, target=TARGETS["web"])
+    assert {"QLinearSigmoid", "QLinearMul"} <= set(ran)
+    assert {"h", "s", "i"} <= set(plan.tensors)
+    assert graph.to_bytes(emit(m, plan, fused=True)) == graph.to_bytes(emitted)
+
+
+@pytest.mark.parametrize(
+    "body", ["s = Sigmoid(h) r = LeakyRelu(h) i = Mul(r, s)", "s = Sigmoid(h) r = Mul(h, s) i = Add(r, s)"]
+)
+def test_other_gates_are_no_silu(body):
+    _, _, ran = assert_good(*between(body))
     assert {"QLinearSigmoid", "QLinearMul"} <= set(ran)
 
 

@@ -34,7 +34,7 @@ def both(text, precision=EIGHT, learned=None):
     """(float model, its plan, with pairs, with the operator)."""
     m = made(text)
     plan, _ = quantized(m, {"x": X}, precision)
-    paired, written = (emit(m, plan, learned=learned, products=products) for products in (False, True))
+    paired, written = (emit(m, plan, learned=learned, fused=fused) for fused in (False, True))
     return m, plan, paired, written
 
 
@@ -74,7 +74,7 @@ def test_a_learned_bias_and_learned_codes_are_written():
     m = made(BIASED)
     plan, _ = quantized(m, {"x": X})
     codes = np.full((5, 7), 3, np.int8)
-    written = emit(m, plan, learned={"p": LearnedLayer(codes, np.arange(7, dtype=np.float32))}, products=True)
+    written = emit(m, plan, learned={"p": LearnedLayer(codes, np.arange(7, dtype=np.float32))}, fused=True)
     np.testing.assert_array_equal(stored(written, "p.bias"), np.arange(7))
     expected = reference(plan, codes, np.arange(7))
     np.testing.assert_allclose(run(written, {"x": X})["y"], expected, rtol=1e-5, atol=1e-5)
@@ -88,7 +88,7 @@ def test_few_bits_and_a_single_step(precision):
     np.testing.assert_allclose(got, reference(plan, codes, CONSTANTS["b"]), rtol=1e-5, atol=1e-5)
     (steps,) = weight_grid(next(iter(products(written))))
     np.testing.assert_array_equal(graph.constant(steps).reshape(-1), np.float32(plan.weights["p"].scales))
-    packed = run(emit(m, plan, packed=True, products=True), {"x": X}, optimize="all")["y"]
+    packed = run(emit(m, plan, packed=True, fused=True), {"x": X}, optimize="all")["y"]
     np.testing.assert_array_equal(packed, got)
 
 
@@ -97,7 +97,7 @@ def test_what_is_rounded_behind_it_keeps_its_pairs():
     feeds = {"x": weights(6, 5, seed=9)}
     plan, _ = quantized(m, feeds)
     assert "r" in plan.tensors
-    written = emit(m, plan, products=True)
+    written = emit(m, plan, fused=True)
     assert [node.name for node in products(written)] == ["q"]
     assert sqnr(m, written, feeds) > 30
 
@@ -105,7 +105,7 @@ def test_what_is_rounded_behind_it_keeps_its_pairs():
 def test_other_targets_and_other_codes_keep_theirs():
     m = made(BIASED)
     plan, _ = quantized(m, {"x": X})
-    web = emit(m, replace(plan, target="web"), products=True)
+    web = emit(m, replace(plan, target="web"), fused=True)
     assert not list(products(web))
     wide = replace(plan, tensors={"x": replace(plan.tensors["x"], bits=16, zero_point=30000)})
-    assert not list(products(emit(m, wide, products=True)))
+    assert not list(products(emit(m, wide, fused=True)))

@@ -50,7 +50,7 @@ def kept(net):
         bias = np.zeros(layer.channels, np.float32) if layer.bias is None else layer.bias
         learned[name] = LearnedLayer(codes, bias + 0.002 * weights(layer.channels, seed=3))
     said = {key: text for key, text in found.model.metadata_props.items() if key.startswith("onnxq.")}
-    made = emit(found.prepared.model, found.plan, said, learned, products=True)
+    made = emit(found.prepared.model, found.plan, said, learned, fused=True)
     result = replace(found, learned=learned, model=made)
     result.save_plan(net.with_name("plan.json"))
     result.save(net.with_name("cpu.onnx"))
