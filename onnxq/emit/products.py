@@ -37,9 +37,14 @@ def weight_grid(node: Node) -> list[Value]:
 
 
 def has_float_result(layer: Layer, plan: QuantPlan) -> bool:
-    """Whether a MatMul multiplies codes of 8 bits and hands on floats: nothing behind it, or its Relu, rounds them."""
-    data = plan.tensors.get(graph.name_of(layer.data))
+    """Whether a MatMul multiplies codes of 8 bits and hands on floats: nothing behind it, or its Relu, rounds them.
+
+    Matrices, tensors of two axes, are left out: the runtime makes a Gemm of the MatMul and its bias, which has one.
+    """
+    data, shape = plan.tensors.get(graph.name_of(layer.data)), layer.data.shape
     if layer.node.op_type != "MatMul" or data is None or data.bits > 8 or data.signed:
+        return False
+    if layer.bias_add is not None and shape is not None and len(shape) == 2:
         return False
     reader = graph.only_user(layer.output)
     results = (
