@@ -43,8 +43,8 @@ def quantize(job: Mapping[str, Any]) -> dict[str, list[float]]:
         tuned, results = walk(model, tuned, find_blocks(shaped), methods, batches, seed=seed)
     if moments:
         found = tune_moments(model, tuned, rows, seed, Silence())
-        tuned = Judge(model, rows).better(tuned, found, "", Silence())
-    graph.save(emit(model, tuned.plan, learned=tuned.layers), job["out"])
+        tuned = Judge(model, rows).better("moments", tuned, found, "", Silence())
+    graph.save(emit(model, tuned.plan, learned=tuned.layers, fused=True), job["out"])
     errors: dict[str, list[float]] = {}
     for method in dict.fromkeys(result.method for result in results):
         mine = [result for result in results if result.method == method]

@@ -51,6 +51,7 @@ class Builder:
     def __init__(self, draw, shape):
         self.draw, self.nodes, self.constants = draw, [], {}
         self.shapes = {"x": shape}
+        self.opsets = [14, 17, 21]
         self.rng = np.random.default_rng(draw(st.integers(0, 2**16)))
 
     def pick(self, rank=None, like=None):
@@ -113,6 +114,35 @@ class Builder:
         x = self.pick()
         kinds = ["Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Elu", "Identity", "HardSigmoid", "Neg", "Abs"]
         self.add(self.draw(st.sampled_from(kinds)), [x], self.shapes[x])
+
+    def silu(self):
+        x, name = self.pick(), f"v{len(self.nodes)}"
+        self.add("Sigmoid", [x], self.shapes[x])
+        self.add("Mul", self.draw(st.permutations([x, name])), self.shapes[x])
+
+    def gelu(self):
+        x = self.pick()
+        root, one, half = (self.constant(np.float32(value)) for value in (2**0.5, 1, 0.5))
+        for op, second in (("Div", root), ("Erf", None), ("Add", one), ("Mul", x), ("Mul", half)):
+            first = x if op == "Div" else f"v{len(self.nodes) - 1}"
+            self.add(op, [first, second] if second else [first], self.shapes[x])
+
+    def layer_norm(self):
+        x = self.pick()
+        wide = self.shapes[x][-1]
+        scale, shift = (self.rng.uniform(low, 2, wide).astype(np.float32) for low in (0.1, -2))
+        self.opsets = [17, 21]
+        self.add("LayerNormalization", [x, self.constant(scale), self.constant(shift)], self.shapes[x], epsilon=0.1)
+
+    def projected(self):
+        """The last axis of any value times a matrix, with or without a bias."""
+        x = self.pick()
+        made = self.draw(st.integers(1, 6))
+        shape = (*self.shapes[x][:-1], made)
+        self.add("MatMul", [x, self.weight(self.shapes[x][-1], made)], shape)
+        if self.draw(st.booleans()):
+            operands = [f"v{len(self.nodes) - 1}", self.weight(made)]
+            self.add("Add", self.draw(st.permutations(operands)), shape)
 
     def clip(self):
         x = self.pick()
@@ -210,7 +240,7 @@ class Builder:
 
     STEPS = (
         conv, conv, conv, linear, transposed, norm, activation, activation, clip, binary, by_constant, concat, pool,
-        moved, cut, padded, resized, softmax, branch,
+        moved, cut, padded, resized, softmax, branch, silu, gelu, layer_norm, projected, projected,
     )  # fmt: skip
 
     def model(self):
@@ -226,7 +256,7 @@ class Builder:
 
         made = onnx.helper.make_graph(self.nodes, "fuzz", [info("x")], [info(name) for name in ends])
         made.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in self.constants.items())
-        opsets = [onnx.helper.make_opsetid("", self.draw(st.sampled_from([14, 17, 21])))]
+        opsets = [onnx.helper.make_opsetid("", self.draw(st.sampled_from(self.opsets)))]
         return onnx.helper.make_model(made, opset_imports=opsets, ir_version=10)
 
 

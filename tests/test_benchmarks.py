@@ -1,0 +1,43 @@
+"""Scripts of `benchmarks/` that other tests do not run."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Returns a function that imports a benchmark."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_tuned_quantizes_with_given_methods(load, tmp_path, moments):
+    pytest.importorskip("torch")
+    out = tmp_path / "out.onnx"
+    recipe = {"weight_bits": 4, "samples": 32, "bn_tuning": moments}
+    job = {"model": str(ROOT / "models" / "digits_cnn.onnx"), "data": str(ROOT / "calibration_data" / "digits"),
+           "out": str(out), "recipe": recipe, "methods": [["adaquant", {"iterations": 2}]]}  # fmt: skip
+    errors = load("tuned").quantize(job)
+    assert list(errors) == ["adaquant"]
+    assert errors["adaquant"][1] <= errors["adaquant"][0]
+    assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(out).graph.initializer)
+
+
+def test_forms_compute_the_same_product(load):
+    """Blocks hold random codes, and are only timed."""
+    forms = load("forms")
+    found = forms.forms(64, 32, 1)
+    times = forms.measured(found, 3, 64, 0.01)
+    assert list(times) == ["float", "static", "pairs", "dynamic", "blocks8", "blocks4"]
+    assert all(time > 0 for time in times.values())
+    feeds = {"x": np.random.default_rng(2).normal(size=(1, 3, 64)).astype(np.float32)}
+    wanted, static, dynamic = (found[name].run(None, feeds)[0] for name in ("float", "static", "dynamic"))
+    for got in (static, dynamic):
+        assert np.square(got - wanted).sum() < 1e-3 * np.square(wanted).sum()
