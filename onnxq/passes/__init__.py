@@ -25,6 +25,7 @@ from onnxq.passes.migrate import MigrateNorms
 from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.pool_to_conv import PoolToConv
+from onnxq.passes.static_reshape import StaticReshape
 from onnxq.passes.transpose_to_depth import TransposeToDepth
 
 FLOOR_DB = 32.0
@@ -65,6 +66,7 @@ def rewrites(
         DropIdentity(),
         ChannelsFirst(),
         DropIdentity(),
+        StaticReshape(),
         FoldPad(),
         NormalizeGemm(),
         FoldBatchNorm(),
@@ -126,6 +128,7 @@ __all__ = [
     "NormalizeGemm",
     "Pass",
     "PoolToConv",
+    "StaticReshape",
     "TransposeToDepth",
     "apply",
     "difference",
