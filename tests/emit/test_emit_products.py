@@ -109,3 +109,13 @@ def test_other_targets_and_other_codes_keep_theirs():
     assert not list(products(web))
     wide = replace(plan, tensors={"x": replace(plan.tensors["x"], bits=16, zero_point=30000)})
     assert not list(products(emit(m, wide, fused=True)))
+
+
+def test_a_product_of_matrices_is_a_gemm_already():
+    """With its bias; the runtime's kernel for it is as fast, and pairs are known everywhere."""
+    m = made(BIASED.replace("n,t,", "n,"))
+    plan, paired = quantized(m, {"x": X[0]})
+    written = emit(m, plan, fused=True)
+    assert not list(products(written))
+    assert kernels(written) == ["QuantizeLinear", "QGemm"]
+    assert graph.to_bytes(written) == graph.to_bytes(paired)

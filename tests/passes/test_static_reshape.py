@@ -12,7 +12,8 @@ CONSTANTS = {
     "zero": np.asarray(0), "one": np.asarray(1), "two": np.asarray(2), "last": np.asarray(-1),
     "at0": np.asarray([0]), "at1": np.asarray([1]), "at2": np.asarray([2]), "both": np.asarray([0, 1]),
     "minus": np.asarray([-1]), "heads": np.asarray([2]), "wide": np.asarray([3]), "six": np.asarray([6]),
-    "w": weights(6, 6), "b": weights(6), "deep": weights(4, 1, 6), "g": weights(6, low=0.5, high=1),
+    "w": weights(6, 6), "b": weights(6), "wider": weights(6, 12), "one1": np.asarray([1]),
+    "deep": weights(4, 1, 6), "g": weights(6, low=0.5, high=1),
 }  # fmt: skip
 KINDS = {"f": "float", "i": "int64"}
 SPLIT = "h = Shape(x) d0 = Gather(h, zero) u0 = Unsqueeze(d0, at0) "
@@ -42,7 +43,7 @@ def made(body):
         f", {KINDS[array.dtype.kind]}{list(array.shape) if array.ndim else ''} {name}" for name, array in used.items()
     )
     text = f"g (float[N,T,6] x{declared}) => (float[a,b,c,d] y) {{ {body} }}"
-    if body == FOLDED["an index from the end"][0]:
+    if "at0, at2) t = Concat<axis = 0>(v, u)" in body or "one1" in body:
         text = text.replace("[a,b,c,d] y", "[a,b,c] y")
     m = model(text, **used)
     graph.infer_shapes(m)
@@ -69,6 +70,8 @@ STAYS = {
     "another place": f"h = Shape(x) d = Gather(h, one) u0 = Unsqueeze(d, at0) {JOIN} y = Reshape(x, t)",
     "a broadcast over the axis": f"{SPLIT} q = Mul(x, deep) {JOIN} y = Reshape(q, t)",
     "computed sizes": f"{SPLIT} k = Mul(u0, heads) t = Concat<axis = 0>(k, minus, wide, at1) y = Reshape(x, t)",
+    "an axis that a matrix mixes": "h = Shape(x) d = Gather(h, two) u = Unsqueeze(d, at0) q = MatMul(x, wider) "
+                                   "t = Concat<axis = 0>(one1, minus, u) y = Reshape(q, t)",
     "zeros that are sizes": OWN.replace("Reshape(", "Reshape<allowzero = 1>("),
 }  # fmt: skip
 
