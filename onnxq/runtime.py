@@ -225,6 +225,11 @@ def version() -> str:
     return str(ort.__version__)
 
 
+def fuses_silu() -> bool:
+    """Whether QuickGelu works in the layout of integer convolutions: before 1.30 each costs two Transposes there."""
+    return tuple(int(part) for part in version().split(".")[:2]) >= (1, 30)
+
+
 def optimized(model: graph.Model | bytes | Path, config: SessionConfig = SessionConfig()) -> graph.Model:
     """The graph that a session with `config` executes, contrib operators included.
 

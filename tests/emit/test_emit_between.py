@@ -9,7 +9,7 @@ import pytest
 from emitting import assert_good, kernels, quantized, stored
 from helpers import model, run, weights
 
-from onnxq import graph
+from onnxq import graph, runtime
 from onnxq.emit import emit
 from onnxq.grid import Grid
 from onnxq.pipeline.verify import kernel_gap
@@ -195,6 +195,7 @@ def test_a_sum_of_two_convolutions_is_one_kernel():
 SILUS = ["[g] s = Sigmoid(h) [m] i = Mul(h, s)", "[g] s = Sigmoid(h) [m] i = Mul(s, h)"]
 
 
+@pytest.mark.skipif(not runtime.fuses_silu(), reason="onnxruntime below 1.30")
 @pytest.mark.parametrize("body", SILUS)
 def test_silu_is_one_float_pass_between_grids(body):
     m, feeds = between(body)
@@ -212,6 +213,12 @@ def test_silu_is_one_float_pass_between_grids(body):
     assert kernel_gap(written, feeds) <= 1
     wanted, got = (run(file, feeds, optimize="all")["y"] for file in (paired, written))
     assert np.abs(wanted - got).max() <= 1.01 * plan.tensors["y"].scale
+
+
+def test_silu_is_two_kernels_in_older_runtimes(monkeypatch):
+    monkeypatch.setattr(runtime, "version", lambda: "1.29.1")
+    _, _, ran = assert_good(*between(SILUS[0]))
+    assert {"QLinearSigmoid", "QLinearMul"} <= set(ran)
 
 
 def test_silu_is_two_kernels_where_the_target_has_no_better():
