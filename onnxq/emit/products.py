@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxq import graph
+from onnxq.errors import UnsupportedError
 from onnxq.graph import Layer, Model, Node, Value
 from onnxq.types import LearnedLayer, QuantPlan
 
@@ -62,6 +63,9 @@ def write_product(model: Model, layer: Layer, learned: LearnedLayer | None) -> N
         model: With the pairs of the layer's input and the codes of its weight; gets the operator set com.microsoft.
         layer: As it was in the float model, of the same nodes.
         learned: May hold another bias.
+
+    Raises:
+        UnsupportedError: It does, and the layer has no Add.
     """
     node, name = layer.node, str(layer.node.name)
     data, weight = (graph.producer(value, "DequantizeLinear") for value in node.inputs)
@@ -69,7 +73,9 @@ def write_product(model: Model, layer: Layer, learned: LearnedLayer | None) -> N
         return
     inputs = [data.inputs[0], weight.inputs[0], data.inputs[1], weight.inputs[1], data.inputs[2], None]
     floats = layer.bias if learned is None or learned.bias is None else learned.bias
-    if layer.bias_add is not None and floats is not None:
+    if layer.bias_add is None and floats is not None:
+        raise UnsupportedError(f"a bias was learned for {name!r}, which has no Add to hold it.")
+    if floats is not None:
         inputs.append(graph.add_constant(model, f"{name}.bias", floats.astype(np.float32)))
     last = layer.bias_add or node
     old = last.outputs[0]

@@ -70,7 +70,8 @@ def emit(
     nodes = graph.node_names(quantized)
     target = _require(plan, nodes, graph.value_map(quantized))
     inside = {nodes[name] for name in plan.integer}
-    inside |= {gate for node in inside if (gate := graph.silu_gate(node)) is not None}
+    if target.fused:
+        inside |= {gate for node in inside if (gate := graph.silu_gate(node)) is not None}
     written = _products(nodes, plan) if fused and target.fused else {}
     constants = _emit_layers(quantized, plan, learned or {}, target, packed, written)
     _emit_norm_biases(quantized, plan, inside)

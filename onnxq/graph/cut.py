@@ -33,7 +33,8 @@ def sub_model(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) ->
     entries = []
     for name in inputs:
         old = values[name]
-        kind = old.type or (ir.TensorType(old.const_value.dtype) if old.const_value is not None else None)
+        dtype = ir.DataType.FLOAT if old.const_value is None else old.const_value.dtype
+        kind = old.type or ir.TensorType(dtype)  # no type is known behind an operator that onnx cannot infer
         old.name = unique_name(copy, f"{name}_inner")
         entry = ir.Value(name=name, type=kind)
         redirect(old, entry)

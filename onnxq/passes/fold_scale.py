@@ -15,8 +15,9 @@ The factors of a GELU stay, too: without its half, neither FuseGelu nor the runt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class FoldScale(Pass):
         done, found = 0, True
         while found:
             found, held = False, gelu_nodes(model)
-            for rule in (_into_layer_before, _into_layers_after, _shortened):
+            for rule in (_into_layer_before, _into_layers_after, partial(_shortened, held=held)):
                 for node in list(graph.nodes(model, *AFFINE_OPS)):
                     fold = rule(node) if node.graph is model.graph and node not in held else ""
                     if isinstance(fold, _Fold):
@@ -115,15 +116,18 @@ def _into_layers_after(node: Node) -> _Fold | str:
     return edits if isinstance(edits, str) else _Fold((node,), affine.data, edits)
 
 
-def _shortened(node: Node) -> _Fold | str:
-    """How a sequence that ends in `node`, in front of layers that cannot take its shift, becomes one Add."""
+def _shortened(node: Node, held: Collection[Node]) -> _Fold | str:
+    """How a sequence that ends in `node`, in front of layers that cannot take its shift, becomes one Add.
+
+    Nodes that are `held` are no part of it.
+    """
     layers = _readers(node)
     if isinstance(layers, str):
         return layers
     if not _shift_obstacle(layers):
         return "it goes into the layers"
     axis = scaling.input_axis(layers[0])
-    chain = _chain(node, axis)
+    chain = _chain(node, axis, held)
     if len(chain) < 2:
         return "it is on its own"
     scale, shift = np.ones(axis.channels), np.zeros(axis.channels)
@@ -199,11 +203,11 @@ def _edits(layers: Sequence[Layer], scale: Floats, shift: Floats) -> tuple[scali
     return tuple(edits)
 
 
-def _chain(node: Node, axis: Axis) -> list[Affine]:
+def _chain(node: Node, axis: Axis, held: Collection[Node]) -> list[Affine]:
     """`node` and the nodes of its kind in front of it that only feed the next one, the last one first."""
     chain: list[Affine] = []
     current: Node | None = node
-    while current is not None and not _is_bias(current):
+    while current is not None and current not in held and not _is_bias(current):
         link = affine_of(current, axis)
         if isinstance(link, str):
             break

@@ -15,6 +15,10 @@ from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Array, BlockInfo, InputSpec, Inspection, LayerInfo
 
 _LOOK = SessionConfig(optimize="off")
+_QUANTIZED = {
+    "DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeLinear",
+    "MatMulInteger", "ConvInteger",
+}  # fmt: skip
 _NARROW = ("int4", "uint4", "int2", "uint2")
 """Element types of less than a byte."""
 
@@ -32,7 +36,7 @@ def inspect(path: str | Path, *, blocks: bool = False) -> Inspection:
     source = graph.require_readable(path)
     model = graph.load(source)
     operators = Counter(node.op_type for node in graph.nodes(model))
-    quantized = bool({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"} & set(operators))
+    quantized = not _QUANTIZED.isdisjoint(operators)
     weights: Counter[str] = Counter()
     for value in model.graph.initializers.values():
         if value.const_value is not None:
@@ -149,7 +153,7 @@ def _bits(codes: Array, node: Node) -> int:
 def _input_grid(node: Node) -> list[Value | None]:
     """Step and, where it is written, zero point of what a layer reads; nothing where that is float."""
     if node.op_type not in graph.LAYER_OPS:
-        return [node.inputs[2], node.inputs[4]]
+        return [*node.inputs[2:3], *node.inputs[4:5]]
     restored = graph.producer(node.inputs[0], "DequantizeLinear")
     return [] if restored is None else list(restored.inputs[1:])
 

@@ -96,7 +96,7 @@ def place(
     keep, refused = set(keep_float), refuse or {}
     whole = target.placing == "everything"
     found = [core for core in cores(model) if core.softmax.name not in keep] if attention.bits and not whole else []
-    units = units_of(model, absorb=not whole, silu=target.fused and runtime.fuses_silu())
+    units = units_of(model, absorb=not whole, silu=target.fused and runtime.fuses_silu(), apart=keep)
     choosing = {"kernels": _kernels, "operands": operands, "everything": everything}
     if target.placing in choosing:
         chosen = choosing[target.placing](with_products(units, found, attention), keep, refused)

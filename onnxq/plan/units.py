@@ -7,7 +7,7 @@ graph belongs to exactly one unit. A unit says what its kernel would need; wheth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,20 +90,21 @@ class Unit:
         return self.kind == "product" or (self.layer is not None and self.layer.node.op_type in ("Gemm", "MatMul"))
 
 
-def units_of(model: Model, absorb: bool = True, silu: bool = False) -> list[Unit]:
+def units_of(model: Model, absorb: bool = True, silu: bool = False, apart: Collection[str] = ()) -> list[Unit]:
     """All units in graph order.
 
     Args:
         model: The prepared float model.
         absorb: Whether a MatMul's unit holds the Add of its bias; otherwise that is a unit of its own.
         silu: Whether the Mul of a SiLU has the Sigmoid in its unit; otherwise that is a unit of its own.
+        apart: Names of nodes of which that is not true.
     """
     found: list[Unit] = []
     absorbed: set[Node] = set()
     for node in graph.nodes(model):
         if node in absorbed:
             continue
-        unit = (_silu(node) if silu else None) or _unit(node, absorb)
+        unit = (_silu(node, apart) if silu else None) or _unit(node, absorb)
         absorbed.update(unit.members)
         found.append(unit)
     return found
@@ -133,10 +134,10 @@ def _unit(node: Node, absorb: bool) -> Unit:
     return _float(node, REASONS.get(node.op_type, f"the runtime has no integer kernel for {node.op_type}"))
 
 
-def _silu(node: Node) -> Unit | None:
-    """The SiLU that a Sigmoid belongs to, with its Mul as the head."""
+def _silu(node: Node, apart: Collection[str]) -> Unit | None:
+    """The SiLU that a Sigmoid belongs to, with its Mul as the head, unless one of them is to be `apart`."""
     product = graph.only_user(node.outputs[0]) if node.op_type == "Sigmoid" else None
-    if product is None or graph.silu_gate(product) is not node:
+    if product is None or graph.silu_gate(product) is not node or {node.name, product.name} & set(apart):
         return None
     value = node.inputs[0]
     assert value is not None

@@ -13,6 +13,7 @@ from onnxq import graph, runtime
 from onnxq.emit import emit
 from onnxq.grid import Grid
 from onnxq.pipeline.verify import kernel_gap
+from onnxq.plan import place
 from onnxq.types.target import TARGETS
 
 CONSTANTS = {
@@ -213,6 +214,14 @@ def test_silu_is_one_float_pass_between_grids(body):
     assert kernel_gap(written, feeds) <= 1
     wanted, got = (run(file, feeds, optimize="all")["y"] for file in (paired, written))
     assert np.abs(wanted - got).max() <= 1.01 * plan.tensors["y"].scale
+
+
+@pytest.mark.parametrize("kept", ["g", "m"])
+def test_a_silu_of_which_a_node_stays_float_is_two_units(kept):
+    m, _ = between(SILUS[0])
+    placement = place(m, keep_float=[kept])
+    assert placement.skipped[kept] == "asked to stay in float"
+    assert {"g", "m"} <= {unit.name for unit in placement.units}
 
 
 def test_silu_is_two_kernels_in_older_runtimes(monkeypatch):

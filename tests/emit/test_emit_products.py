@@ -9,6 +9,8 @@ from helpers import model, run, weights
 
 from onnxq import graph
 from onnxq.emit import emit, products, weight_codes, weight_grid
+from onnxq.errors import UnsupportedError
+from onnxq.pipeline import inspect
 from onnxq.plan import Precision
 from onnxq.types import LearnedLayer
 
@@ -109,6 +111,33 @@ def test_other_targets_and_other_codes_keep_theirs():
     assert not list(products(web))
     wide = replace(plan, tensors={"x": replace(plan.tensors["x"], bits=16, zero_point=30000)})
     assert not list(products(emit(m, wide, fused=True)))
+
+
+def test_a_learned_bias_needs_an_add():
+    m = made(BARE)
+    plan, _ = quantized(m, {"x": X})
+    learned = {"p": LearnedLayer(np.ones((5, 7), np.int8), np.ones(7, np.float32))}
+    for fused in (False, True):
+        with pytest.raises(UnsupportedError, match="a bias was learned for 'p', which has no Add"):
+            emit(m, plan, learned=learned, fused=fused)
+
+
+def test_inspection_reads_products(tmp_path):
+    """Also one that somebody else wrote, without zero points, and where nothing else is quantized."""
+    _, _, _, written = both(BIASED)
+    path = tmp_path / "q.onnx"
+    graph.save(written, path)
+    found = inspect(path, blocks=True)
+    assert found.coverage.integer_macs == found.coverage.total_macs > 0
+    assert found.blocks == ()
+    (layer,) = found.layers
+    assert (layer.name, layer.op_type, layer.weight_bits, layer.weight_scales) == ("p", "MatMulIntegerToFloat", 8, 7)
+    assert (layer.input_dtype, layer.input_zero_point) == ("uint8", stored(written, "x_zero_point"))
+    (node,) = products(written)
+    node.resize_inputs(4)
+    graph.save(written, path)
+    (layer,) = inspect(path).layers
+    assert (layer.input_dtype, layer.input_zero_point) == ("uint8", 0)
 
 
 def test_a_product_of_matrices_is_a_gemm_already():

@@ -254,6 +254,32 @@ def test_the_half_of_a_gelu_stays_where_it_is_known(gelu):
     assert "Gelu" in [node.op_type for node in runtime.optimized(m).graph]
 
 
+TANH = ("p = Mul(a, a) q = Mul(p, a) r = Mul(q, cubic) s = Add(a, r) t = Mul(s, slope) u = Tanh(t) e = Add(u, one) "
+        "f = Mul(a, e) h = Mul(f, half)")  # fmt: skip
+
+
+@pytest.mark.parametrize(("opset", "held"), [(17, False), (20, True)])
+def test_the_half_of_a_gelu_by_tanh_stays_where_an_operator_takes_it(opset, held):
+    numbers = {"cubic": 0.044715, "slope": 0.7978846, "one": 1.0, "half": 0.5}
+    constants = {name: np.float32(number) for name, number in numbers.items()} | {
+        "w": weights(5, 4),
+        "v": weights(4, 3),
+    }
+    inputs = "float[n,5] x, float[5,4] w, float[4,3] v, float cubic, float slope, float one, float half"
+    m = model(f"g ({inputs}) => (float[n,3] y) {{ a = MatMul(x, w) {TANH} y = MatMul(h, v) }}", opset, **constants)
+    graph.infer_shapes(m)
+    assert FoldScale()(m) == (not held)
+
+
+def test_a_gelu_in_front_of_padding_is_no_part_of_a_sequence():
+    m, _ = build(f"a = Conv(x, w) {GELUS[0]} k = Add(h, c) y = Conv<{PAD}>(k, v)", w=(6, 4, 3, 3), v=(6, 6, 3, 3),
+                 root=(), one=(), half=(), c=(6, 1, 1))  # fmt: skip
+    for name, number in {"root": 2**0.5, "one": 1.0, "half": 0.5}.items():
+        graph.set_initializer(m, name, np.asarray(number, np.float32))
+    assert FoldScale()(m) == 0
+    assert "Gelu" in [node.op_type for node in runtime.optimized(m).graph]
+
+
 def test_an_overflow_is_refused():
     m, _ = build("a = Conv(x, w) y = Mul(a, c)", w=(6, 4, 3, 3), c=())
     for index, node in enumerate(m.graph):

@@ -1,6 +1,8 @@
 import numpy as np
-from helpers import assert_same_outputs, model, run, weights
+import onnx
+from helpers import assert_same_outputs, model, proto, run, weights
 
+import onnxq
 from onnxq import graph
 from onnxq.passes import apply, migration
 from onnxq.passes.migrate import MigrateNorms
@@ -79,3 +81,17 @@ def test_a_factor_of_their_own_must_gain_more(monkeypatch):
     monkeypatch.setattr("onnxq.pipeline.migration.COPY_GAIN", 0.999999)
     assert choose_migrations(m, data) == {}
     assert list(choose_migrations(made(), data)) == ["n"]
+
+
+def test_a_group_normalization_whose_type_onnx_cannot_infer(tmp_path):
+    """It is a function there; the walk cuts the graph behind it."""
+    text = """g (float[N,3,6,6] x, float[8,3,3,3] w, float[8] gamma, float[8] beta, float[4,8,1,1] v) =>
+        (float[N,4,a,b] y) {
+        h = Conv(x, w) n = GroupNormalization<num_groups = 2>(h, gamma, beta) r = Relu(n) y = Conv(r, v)
+    }"""
+    constants = {"w": weights(8, 3, 3, 3), "gamma": weights(8, low=0.5, high=2), "beta": weights(8)}
+    made = proto(text, 21, **constants, v=weights(4, 8, 1, 1))
+    onnx.save(made, tmp_path / "m.onnx")
+    rows = {"x": weights(24, 3, 6, 6, seed=3)}
+    result = onnxq.quantize(tmp_path / "m.onnx", rows, checks=onnxq.Checks(time_it=False))
+    assert result.verdict.fidelity.sqnr_db["y"] > 25
