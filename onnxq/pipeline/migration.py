@@ -24,6 +24,8 @@ SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
 TRIES = 10
 """Clippings of a weight of few bits that are tried for every migration."""
+FEW = 4
+"""Bits that a budget of bytes or bits leaves most weights."""
 COPY_GAIN = 0.25
 """Share by which a migration must lower the layers' error where it takes a Mul of its own."""
 
@@ -34,11 +36,18 @@ def migrates(settings: Recipe) -> bool:
     return settings.migrate_norms and rounds_inputs
 
 
+def fewest_bits(settings: Recipe) -> int:
+    """Bits that weights may come to have: what helps with them helps with more, but not the other way round."""
+    shrunk = settings.max_size or settings.avg_bits or settings.max_bops or settings.max_cost
+    own = (layer.weight_bits for layer in settings.layers)
+    counts = (settings.weight_bits, settings.codebook_bits or 8, FEW if shrunk else 8, *(bits or 8 for bits in own))
+    return max(2, min(counts))
+
+
 def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()) -> Prepared:
     """`prepared` with the migrations that help, checked on `probe`; what is refused is recorded with the passes."""
-    choices = choose_migrations(
-        prepared.model, rows, settings.activation_bits, settings.weight_bits, log, seed=settings.seed
-    )
+    bits = fewest_bits(settings)
+    choices = choose_migrations(prepared.model, rows, settings.activation_bits, bits, log, seed=settings.seed)
     model = prepared.model.clone()
     applied = passes.apply(model, [MigrateNorms(choices)], probe)
     return replace(prepared, model=model, passes=(*prepared.passes, *applied), migrations=choices)

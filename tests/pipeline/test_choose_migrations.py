@@ -1,12 +1,14 @@
 import numpy as np
 import onnx
+import pytest
 from helpers import assert_same_outputs, model, proto, run, weights
 
 import onnxq
 from onnxq import graph
+from onnxq.overrides import Override
 from onnxq.passes import apply, migration
 from onnxq.passes.migrate import MigrateNorms
-from onnxq.pipeline.migration import choose_migrations, migrates
+from onnxq.pipeline.migration import choose_migrations, fewest_bits, migrates
 from onnxq.recipe import PRESETS, Recipe
 from onnxq.types import Silence
 
@@ -67,6 +69,23 @@ def test_who_migrates():
     assert not migrates(Recipe(weight_only=True))
     assert not migrates(Recipe(target="cuda"))
     assert [name for name, recipe in PRESETS.items() if not recipe.migrate_norms] == ["fast", "fastest"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bits"),
+    [
+        (Recipe(), 8),
+        (Recipe(weight_bits=3), 3),
+        (Recipe(codebook_bits=1), 2),
+        (Recipe(max_size="0.2x"), 4),
+        (Recipe(avg_bits="5", weight_bits=3), 3),
+        (Recipe(max_drop="0.01"), 8),
+        (Recipe(max_latency="0.5x"), 8),
+        (Recipe(layers=(Override("*/fc1", weight_bits=5), Override("*/fc2", keep_float=True))), 5),
+    ],
+)
+def test_migrations_are_for_the_fewest_bits_that_weights_may_get(recipe, bits):
+    assert fewest_bits(recipe) == bits
 
 
 def test_a_factor_of_their_own_must_gain_more(monkeypatch):
