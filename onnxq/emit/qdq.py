@@ -69,10 +69,8 @@ def emit(
     quantized = model.clone()
     nodes = graph.node_names(quantized)
     target = _require(plan, nodes, graph.value_map(quantized))
-    inside = {nodes[name] for name in plan.integer}
-    if target.fused:
-        inside |= {gate for node in inside if (gate := graph.silu_gate(node)) is not None}
-    written = _products(nodes, plan) if fused and target.fused else {}
+    fused, inside = fused and target.fused, _inside(nodes, plan, target)
+    written = _products(nodes, plan) if fused else {}
     constants = _emit_layers(quantized, plan, learned or {}, target, packed, written)
     _emit_norm_biases(quantized, plan, inside)
     values = graph.value_map(quantized)
@@ -93,14 +91,20 @@ def emit(
     for name, block in plan.blocks.items():
         found = (learned or {}).get(name)
         emit_blocks(quantized, nodes[name], block, target, None if found is None else found.codes)
-    if fused and target.fused:
-        for name, layer in written.items():
-            write_product(quantized, layer, (learned or {}).get(name))
-        for node in inside:
-            write_silu(quantized, node)
+    for name, layer in written.items():
+        write_product(quantized, layer, (learned or {}).get(name))
+    for name in plan.integer if fused else ():
+        write_silu(quantized, nodes[name])
     if plan.half:
         to_half(quantized, plan.half)
     return _finished(quantized, model, metadata, packed)
+
+
+def _inside(nodes: Mapping[str, Node], plan: QuantPlan, target: Target) -> set[Node]:
+    """The nodes that read from grids."""
+    heads = {nodes[name] for name in plan.integer}
+    gates = (graph.silu_gate(node) for node in heads) if target.fused else ()
+    return heads | {gate for gate in gates if gate is not None}
 
 
 def _finished(quantized: Model, model: Model, metadata: Mapping[str, str] | None, packed: bool) -> Model:
