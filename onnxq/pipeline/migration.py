@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxq import passes
+from onnxq import graph, passes
 from onnxq.calibrate.channels import ChannelRange, channel_ranges
-from onnxq.graph import Model
+from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
 from onnxq.passes.migrate import MigrateNorms, Pair, pairs
 from onnxq.passes.migration import Matrix, Migration, search
 from onnxq.pipeline.prepare import Prepared
+from onnxq.plan.budgets import Wishes
 from onnxq.plan.weights import least_squares
 from onnxq.recipe import Recipe
 from onnxq.types import Dataset, Feeds, Log, Silence
@@ -25,7 +26,10 @@ SAMPLE_ROWS = 512
 TRIES = 10
 """Clippings of a weight of few bits that are tried for every migration."""
 FEW = 4
-"""Bits that a budget of bytes or bits leaves most weights."""
+"""Bits that a budget of bit operations or of a vendor's costs leaves most weights."""
+TABLE, NODE_BYTES, CHANNEL_BYTES = 10_000, 300, 9
+"""Elements of an embedding table, which is stored in int8; about what a file takes per node, and per output channel
+for step, zero point and bias."""
 COPY_GAIN = 0.25
 """Share by which a migration must lower the layers' error where it takes a Mul of its own."""
 
@@ -36,17 +40,49 @@ def migrates(settings: Recipe) -> bool:
     return settings.migrate_norms and rounds_inputs
 
 
-def fewest_bits(settings: Recipe) -> int:
-    """Bits that weights may come to have: what helps with them helps with more, but not the other way round."""
-    shrunk = settings.max_size or settings.avg_bits or settings.max_bops or settings.max_cost
-    own = (layer.weight_bits for layer in settings.layers)
-    counts = (settings.weight_bits, settings.codebook_bits or 8, FEW if shrunk else 8, *(bits or 8 for bits in own))
-    return max(2, min(counts))
+def likely_bits(settings: Recipe, model: Model, float_bytes: int) -> int:
+    """Bits that migrations are chosen for: the fewest that a number of weights come to have.
+
+    What helps weights of few bits helps others too, but not the other way round.
+
+    Args:
+        settings: Bits, or the budget that decides them.
+        model: The prepared float model.
+        float_bytes: Of the user's file, for budgets that are a share of it.
+    """
+    own = (bits for layer in settings.layers for bits in (layer.weight_bits, layer.codebook_bits))
+    counts = (settings.weight_bits, settings.codebook_bits, _budget_bits(settings.wishes, model, float_bytes), *own)
+    return min(max(2, bits) for bits in counts if bits)
 
 
-def migrate_norms(prepared: Prepared, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()) -> Prepared:
-    """`prepared` with the migrations that help, checked on `probe`; what is refused is recorded with the passes."""
-    bits = fewest_bits(settings)
+def _budget_bits(wishes: Wishes, model: Model, float_bytes: int) -> int:
+    """Bits per weight that budgets leave on average; 8 where they leave all of them."""
+    found = [FEW] if wishes.max_bops or wishes.max_cost else [8]
+    if wishes.avg_bits is not None:
+        found.append(round(wishes.avg_bits))
+    if wishes.max_size is not None:
+        found.append(round(8.0 * _bytes_per_weight(model, wishes.max_size.of(float_bytes))))
+    return max(2, min(found))
+
+
+def _bytes_per_weight(model: Model, limit: float) -> float:
+    """What a file of `limit` bytes has left for every weight of a layer, by an estimate of all else in it."""
+    layers = [layer for layer in map(graph.layer_of, graph.nodes(model, *graph.LAYER_OPS)) if isinstance(layer, Layer)]
+    weights = {id(layer.node.inputs[1]): layer.weight.size for layer in layers}
+    others = [value.const_value for value in model.graph.initializers.values() if id(value) not in weights]
+    rest = sum(each.size if each.size >= TABLE else each.nbytes for each in others if each is not None)
+    rest += NODE_BYTES * len(model.graph) + CHANNEL_BYTES * sum(layer.channels for layer in layers)
+    return (limit - rest) / max(1, sum(weights.values()))
+
+
+def migrate_norms(
+    prepared: Prepared, float_bytes: int, rows: Dataset, probe: Feeds, settings: Recipe, log: Log = Silence()
+) -> Prepared:
+    """`prepared`, from a file of `float_bytes`, with the migrations that help.
+
+    They are checked on `probe`; what is refused is recorded with the passes.
+    """
+    bits = likely_bits(settings, prepared.model, float_bytes)
     choices = choose_migrations(prepared.model, rows, settings.activation_bits, bits, log, seed=settings.seed)
     model = prepared.model.clone()
     applied = passes.apply(model, [MigrateNorms(choices)], probe)

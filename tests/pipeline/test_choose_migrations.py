@@ -8,7 +8,7 @@ from onnxq import graph
 from onnxq.overrides import Override
 from onnxq.passes import apply, migration
 from onnxq.passes.migrate import MigrateNorms
-from onnxq.pipeline.migration import choose_migrations, fewest_bits, migrates
+from onnxq.pipeline.migration import choose_migrations, likely_bits, migrates
 from onnxq.recipe import PRESETS, Recipe
 from onnxq.types import Silence
 
@@ -77,15 +77,27 @@ def test_who_migrates():
         (Recipe(), 8),
         (Recipe(weight_bits=3), 3),
         (Recipe(codebook_bits=1), 2),
-        (Recipe(max_size="0.2x"), 4),
-        (Recipe(avg_bits="5", weight_bits=3), 3),
+        (Recipe(avg_bits="5"), 5),
+        (Recipe(max_bops="0.4x"), 4),
         (Recipe(max_drop="0.01"), 8),
         (Recipe(max_latency="0.5x"), 8),
         (Recipe(layers=(Override("*/fc1", weight_bits=5), Override("*/fc2", keep_float=True))), 5),
+        (Recipe(layers=(Override("*/fc1", codebook_bits=3),)), 3),
     ],
 )
-def test_migrations_are_for_the_fewest_bits_that_weights_may_get(recipe, bits):
-    assert fewest_bits(recipe) == bits
+def test_migrations_are_for_the_fewest_bits_that_most_weights_may_get(recipe, bits):
+    assert likely_bits(recipe, made(), 1000) == bits
+
+
+@pytest.mark.parametrize(("size", "bits"), [("0.5x", 8), ("0.2x", 6), ("130KB", 3), ("1KB", 2), ("0.01x", 2)])
+def test_a_size_leaves_what_tables_and_nodes_do_not_take(size, bits):
+    """256 x 1,024 weights, and a table of 100 x 128 that takes a byte per element."""
+    m = model(
+        "g (int64[N] x, float[100,128] t, float[128,256] v, float[256,1024] w) => (float[N,1024] y) {"
+        " e = Gather(t, x) h = MatMul(e, v) y = MatMul(h, w) }",
+        t=weights(100, 128), v=weights(128, 256), w=weights(256, 1024),
+    )  # fmt: skip
+    assert likely_bits(Recipe(max_size=size), m, 4 * (100 * 128 + 128 * 256 + 256 * 1024)) == bits
 
 
 def test_a_factor_of_their_own_must_gain_more(monkeypatch):
