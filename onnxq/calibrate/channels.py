@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq import graph
-from onnxq.calibrate.observe import count_rows
+from onnxq.calibrate.observe import Pieces, count_rows, has_free_rows
 from onnxq.errors import DataError
 from onnxq.graph import Model
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Feeds
 
 Vector = npt.NDArray[np.float32]
-MAX_PIECE_ROWS = 8
-"""Rows of the model's inputs run at a time, where its first axis may be cut."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,17 @@ def channel_ranges(
         DataError: There are no rows, or they do not fit the model.
     """
     session, inner = _session(model, tensors, config)
-    cut = all(spec.shape and not isinstance(spec.shape[0], int) for spec in session.inputs)
+    pieces = Pieces(has_free_rows(session))
     watches = {name: _Watch(keep, zlib.crc32(name.encode()) ^ seed) for name in tensors}
     done = 0
-    for batch in batches:
-        for feeds in _pieces(batch, cut):
-            found = session.run({spec.name: feeds[spec.name] for spec in session.inputs}, inner) if inner else {}
-            for name, axis in tensors.items():
-                watches[name].add(np.asarray(found.get(name, feeds.get(name)), np.float32), axis)
-            done += count_rows(feeds)
-            if progress is not None:
-                progress(done)
+    for feeds in pieces.of(batches):
+        found = session.run({spec.name: feeds[spec.name] for spec in session.inputs}, inner) if inner else {}
+        pieces.learn(found, feeds)
+        for name, axis in tensors.items():
+            watches[name].add(np.asarray(found.get(name, feeds.get(name)), np.float32), axis)
+        done += count_rows(feeds)
+        if progress is not None:
+            progress(done)
     if not done:
         raise DataError("the calibration data holds no rows.")
     return {name: watch.result() for name, watch in watches.items()}
@@ -90,13 +88,6 @@ def _session(model: Model, tensors: Mapping[str, int], config: SessionConfig) ->
     fed = {spec[0] for spec in graph.input_specs(model)}
     inner = [name for name in tensors if name not in fed]
     return Session(graph.with_outputs(model, inner, keep=False) if inner else model, config), inner
-
-
-def _pieces(batch: Feeds, cut: bool) -> Iterable[Feeds]:
-    if not cut or len({len(value) for value in batch.values()}) != 1:
-        return [batch]
-    starts = range(0, count_rows(batch), MAX_PIECE_ROWS)
-    return ({name: value[start : start + MAX_PIECE_ROWS] for name, value in batch.items()} for start in starts)
 
 
 class _Watch:

@@ -7,7 +7,7 @@ memory budget; nothing is kept between pieces, so memory does not grow with the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -54,7 +54,7 @@ def observe(
     inner = [name for name in tensors if name not in fed]
     session = Session(graph.with_outputs(model, inner, keep=False) if inner else model, config)
     seen = {name: Histogram(name, zlib.crc32(name.encode()) ^ seed) for name in tensors}
-    pieces = _Pieces(has_free_rows(session))
+    pieces = Pieces(has_free_rows(session))
     rows, first = 0, None
     with ThreadPoolExecutor(WORKERS) as pool:
         for feeds in pieces.of(dataset):
@@ -101,7 +101,7 @@ def probe_shapes(
     return given | {name: tuple(np.shape(value)) for name, value in found.items()}
 
 
-class _Pieces:
+class Pieces:
     """Cuts batches so that the tensors of one piece keep within the budget.
 
     How much a row takes is learned from the pieces themselves, beginning with a single row of every new shape.
@@ -112,9 +112,9 @@ class _Pieces:
         self._rows = 1
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def of(self, dataset: Dataset) -> Iterator[Feeds]:
+    def of(self, batches: Iterable[Feeds]) -> Iterator[Feeds]:
         """All batches in order, whole where they must not be cut."""
-        for batch in dataset:
+        for batch in batches:
             if not self._cut or len({len(value) for value in batch.values()}) != 1:
                 yield batch
                 continue

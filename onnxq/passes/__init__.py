@@ -1,6 +1,6 @@
 """Rewrites that keep what the model computes, one per file, and the guard under which they run."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from onnxq.errors import UsageError
 from onnxq.graph import Model
@@ -22,9 +22,12 @@ from onnxq.passes.fuse_sequential import FuseSequential
 from onnxq.passes.mean_to_pool import MeanToPool
 from onnxq.passes.merge_groups import MergeGroups
 from onnxq.passes.migrate import MigrateNorms
+from onnxq.passes.migrate_groups import MigrateGroups
+from onnxq.passes.migration import Migration
 from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.pool_to_conv import PoolToConv
+from onnxq.passes.split_identity import SplitIdentity
 from onnxq.passes.static_reshape import StaticReshape
 from onnxq.passes.transpose_to_depth import TransposeToDepth
 
@@ -76,6 +79,7 @@ def rewrites(
         FuseSequential(),
         FoldAttentionScale(),
         NormToConv(),
+        SplitIdentity(floor_db),
         FuseLayerNorm(),
         FuseGelu(),
         FuseActivations(),
@@ -87,6 +91,11 @@ def rewrites(
         *((Equalize(),) if equalize else ()),
     )
     return tuple(rewrite for rewrite in every if pass_name(rewrite) not in without)
+
+
+def migrations(choices: Mapping[str, Migration]) -> tuple[Pass, ...]:
+    """The passes that apply `choices`, by name of the activation."""
+    return MigrateNorms(choices), MigrateGroups(choices)
 
 
 def require_known(names: Collection[str]) -> None:
@@ -123,15 +132,18 @@ __all__ = [
     "FuseSequential",
     "MeanToPool",
     "MergeGroups",
+    "MigrateGroups",
     "MigrateNorms",
     "NormToConv",
     "NormalizeGemm",
     "Pass",
     "PoolToConv",
+    "SplitIdentity",
     "StaticReshape",
     "TransposeToDepth",
     "apply",
     "difference",
+    "migrations",
     "pass_name",
     "register_pass",
     "require_known",

@@ -71,7 +71,7 @@ class Equalize(Pass):
             absorbed += 1  # the layers behind have new biases now: look again
         found = _found(model)
         scales = [scale if np.abs(scale - 1.0).max() >= TOLERANCE else np.ones_like(scale) for scale in balance(found)]
-        _write(model, found, scales)
+        write_scales(model, found, scales)
         return absorbed + sum(bool((scale != 1.0).any()) for scale in scales)
 
     def refused(self, model: Model) -> Mapping[str, str]:
@@ -124,8 +124,11 @@ def _log_mean(ranges: Sequence[Vector]) -> tuple[Vector, npt.NDArray[np.bool_]]:
     return np.mean(logs, axis=0), np.any(alive, axis=0)
 
 
-def _write(model: Model, found: Sequence[Group], scales: Sequence[Vector]) -> None:
-    """Scale the layers of all groups; layers of settled groups only are left alone."""
+def write_scales(model: Model, found: Sequence[Group], scales: Sequence[Vector]) -> None:
+    """Divide what each group's producers write by its s, [channels], and multiply what its consumers read by it.
+
+    Layers of groups whose s is 1 only are left alone.
+    """
     written: dict[Node, Layer] = {}
     reads: dict[Node, Vector] = {}
     writes: dict[Node, Vector] = {}

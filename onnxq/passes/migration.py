@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from onnxq.grid import Grid, fake_quantize
 
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
+Kernel = npt.NDArray[np.float64]
 
 Steps = Callable[[Matrix, Grid], npt.NDArray[np.floating]]
 
@@ -123,6 +125,24 @@ def smooth(activation_max: npt.ArrayLike, weight_max: npt.ArrayLike, strength: f
     return ratios
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One activation and the layers that read it.
+
+    Attributes:
+        samples: X, [rows, channels].
+        kernels: W of each layer as `rescale.kernel_of` gives it, [groups, outputs / groups, channels / groups, taps].
+            Every tap counts as an output of its own that shares its step with the others.
+        low: Smallest value per channel over all data, [channels].
+        high: Largest value per channel over all data, [channels].
+    """
+
+    samples: Matrix
+    kernels: Sequence[Kernel]
+    low: Vector
+    high: Vector
+
+
 def search(
     samples: Matrix,
     weights: Sequence[Matrix],
@@ -157,24 +177,75 @@ def search(
     x = np.asarray(samples, np.float64)
     lows = np.minimum(x.min(0), np.inf if low is None else low)
     highs = np.maximum(x.max(0), -np.inf if high is None else high)
-    channels = x.shape[1]
-    grid = Grid(activation_bits, signed=False, symmetric=False)
-    heat, judge = (
-        _Judge(rows, weights, grid, Grid(weight_bits), lows, highs, error, steps_of) for rows in (x[::HEATS], x)
+    kernels = [np.asarray(weight, np.float64).T[None, :, :, None] for weight in weights]
+    reading = Reading(x, kernels, lows, highs)
+    return search_shared(
+        [reading], activation_bits, weight_bits, shift=shift, error=error, least_gain=least_gain, steps_of=steps_of
     )
-    best = identity = Migration(np.ones(channels), np.zeros(channels), *grid.from_range(lows.min(), highs.max()))
-    least = (1.0 - (LEAST_GAIN if least_gain is None else least_gain)) * judge(identity)
-    for candidate in sorted(_candidates(lows, highs, weights, grid, shift), key=heat)[:FINALISTS]:
-        found = judge(candidate)
+
+
+def search_shared(
+    readings: Sequence[Reading],
+    activation_bits: int = 8,
+    weight_bits: int = 8,
+    *,
+    shift: bool = True,
+    error: Literal["mse", "mae"] = "mse",
+    least_gain: float | None = None,
+    steps_of: Steps | None = None,
+) -> Migration:
+    """Like `search`, for layers of any kind, and for several activations that must share their ratios.
+
+    Args:
+        readings: The activations; all with the same channels.
+        activation_bits: Of all X.
+        weight_bits: Of all W.
+        shift: Whether shifts are allowed; exact where layers do not pad.
+        error: Mean squared or mean absolute error.
+        least_gain: Share by which it must lower the error; `LEAST_GAIN` by default.
+        steps_of: Steps of a weight [channels x taps, outputs] per output, as the plan will choose them; by default the
+            largest magnitude is kept.
+    """
+    low = reduce(np.minimum, [reading.low for reading in readings])
+    high = reduce(np.maximum, [reading.high for reading in readings])
+    heaviest = np.max([_heaviest(kernel) for reading in readings for kernel in reading.kernels], 0)
+    grid = Grid(activation_bits, signed=False, symmetric=False)
+
+    def judge(every: int) -> Callable[[Migration], float]:
+        made = [_Judge(reading, every, grid, Grid(weight_bits), error, steps_of) for reading in readings]
+        return lambda migration: sum(each(migration) for each in made)
+
+    heat, final = judge(HEATS), judge(1)
+    best = Migration(np.ones(len(low)), np.zeros(len(low)), *grid.from_range(low.min(), high.max()))
+    least = (1.0 - (LEAST_GAIN if least_gain is None else least_gain)) * final(best)
+    for candidate in sorted(_candidates(low, high, heaviest, grid, shift), key=heat)[:FINALISTS]:
+        found = final(candidate)
         if found < least:
             best, least = candidate, found
     return best
 
 
-def _candidates(low: Vector, high: Vector, weights: Sequence[Matrix], grid: Grid, shift: bool) -> Iterator[Migration]:
+def even(samples: Matrix, kernel: Kernel) -> Kernel:
+    """`kernel` with every output scaled to a mean square of 1 on `samples`, so that errors of all count alike.
+
+    Where outputs of a layer are loud themselves, because the layer behind takes them back, the others matter no less.
+    """
+    groups, outputs, _, taps = kernel.shape
+    found = _product(samples, kernel.transpose(0, 2, 3, 1)).reshape(groups, -1, taps, outputs)
+    size = np.sqrt(np.square(found).mean((1, 2)))
+    scaled: Kernel = kernel / np.where(size > 0, size, 1.0)[:, :, None, None]
+    return scaled
+
+
+def _heaviest(kernel: Kernel) -> Vector:
+    """Largest |w| that reads each channel, [channels]."""
+    largest: Vector = np.abs(kernel).max((1, 3)).reshape(-1)
+    return largest
+
+
+def _candidates(low: Vector, high: Vector, heaviest: Vector, grid: Grid, shift: bool) -> Iterator[Migration]:
     """SmoothQuant at every strength, RepQ-ViT and its square root; where allowed, with every channel centred, too."""
     reach = np.maximum(np.abs(low), np.abs(high))
-    heaviest = np.max([np.abs(weight).max(1) for weight in weights], 0)
     centre, half = (low + high) / 2, (high - low) / 2
     for strength in STRENGTHS:
         yield _aimed(smooth(reach, heaviest, strength), np.zeros_like(low), low, high, grid)
@@ -197,25 +268,20 @@ def _aimed(ratios: Vector, shifts: Vector, low: Vector, high: Vector, grid: Grid
 
 
 class _Judge:
-    """Measures the error of the layers' outputs under a migration."""
+    """Measures the error of the layers' outputs under a migration, on every so manieth row."""
 
     def __init__(
-        self,
-        samples: Matrix,
-        weights: Sequence[Matrix],
-        activation: Grid,
-        weight: Grid,
-        low: Vector,
-        high: Vector,
-        error: str,
-        steps_of: Steps | None,
+        self, reading: Reading, every: int, activation: Grid, weight: Grid, error: str, steps_of: Steps | None
     ) -> None:
         self._steps_of = steps_of
-        self._x, self._weights = samples, weights
+        self._x = reading.samples[::every]
+        self._weights = [
+            kernel.transpose(0, 2, 3, 1) for kernel in reading.kernels
+        ]  # [groups, channels, taps, outputs]
         self._activation, self._weight = activation, weight
-        self._low, self._high = low, high
+        self._low, self._high = reading.low, reading.high
         self._distance: Callable[[Matrix], float] = _squared if error == "mse" else _absolute
-        self._expected = [samples @ matrix for matrix in weights]
+        self._expected = [_product(self._x, kernel) for kernel in self._weights]
 
     def __call__(self, migration: Migration) -> float:
         """Error at the best clipped range, summed over layers."""
@@ -223,17 +289,20 @@ class _Judge:
         moved = (self._x / ratios - shifts).astype(np.float32)
         low = float((self._low / ratios - shifts).min())
         high = float((self._high / ratios - shifts).max())
-        rounded = [self._rounded(matrix * ratios[:, None]) for matrix in self._weights]
-        # what the layers' biases add back: W' b, in float
-        added = [shifts @ (matrix * ratios[:, None]) for matrix in self._weights]
+        wide = [kernel * ratios.reshape(len(kernel), -1, 1, 1) for kernel in self._weights]
+        rounded = [self._rounded(kernel) for kernel in wide]
+        added = [_product(shifts[None], kernel) for kernel in wide]  # what the layers' biases add back: W' b, in float
         return min(self._error(moved, low * part, high * part, rounded, added) for part in SHRINKS)
 
-    def _rounded(self, matrix: Matrix) -> npt.NDArray[np.float32]:
+    def _rounded(self, kernel: Kernel) -> npt.NDArray[np.float32]:
+        groups, channels, taps, outputs = kernel.shape
+        matrix = kernel.transpose(1, 2, 0, 3).reshape(channels * taps, groups * outputs)
         if self._steps_of is not None:
             steps = self._steps_of(matrix, self._weight)
         else:
             steps = np.maximum(np.abs(matrix).max(0) / self._weight.qmax, 1e-30)
-        return fake_quantize(matrix, steps, 0, self._weight, axis=1)
+        codes = fake_quantize(matrix, steps, 0, self._weight, axis=1)
+        return codes.reshape(channels, taps, groups, outputs).transpose(2, 0, 1, 3)
 
     def _error(
         self,
@@ -241,14 +310,22 @@ class _Judge:
         low: float,
         high: float,
         rounded: Sequence[npt.NDArray[np.float32]],
-        added: Sequence[Vector],
+        added: Sequence[Matrix],
     ) -> float:
         codes = fake_quantize(moved, *self._activation.from_range(low, high), self._activation)
         total = 0.0
-        for expected, matrix, bias in zip(self._expected, rounded, added, strict=True):
+        for expected, kernel, bias in zip(self._expected, rounded, added, strict=True):
             size = self._distance(expected) or 1.0
-            total += self._distance(codes @ matrix + bias - expected) / size
+            total += self._distance(_product(codes, kernel) + bias - expected) / size
         return total
+
+
+def _product(rows: npt.NDArray[np.floating], kernel: npt.NDArray[np.floating]) -> Matrix:
+    """[rows, channels] times [groups, channels / groups, taps, outputs / groups] -> [groups, rows, taps x outputs]."""
+    groups, channels = kernel.shape[:2]
+    parts = rows.reshape(len(rows), groups, channels).transpose(1, 0, 2)
+    found: Matrix = parts @ kernel.reshape(groups, channels, -1)
+    return found
 
 
 def _squared(values: Matrix) -> float:

@@ -1,4 +1,4 @@
-"""Choosing, on calibration rows, which normalisations hand their channels' scales to the layers behind them."""
+"""Choosing, on calibration rows, which normalisations and layers hand their channels' scales to those behind them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from onnxq import graph, passes
 from onnxq.calibrate.channels import ChannelRange, channel_ranges
 from onnxq.graph import Layer, Model
 from onnxq.grid import Grid
-from onnxq.passes.migrate import MigrateNorms, Pair, pairs
-from onnxq.passes.migration import Matrix, Migration, search
-from onnxq.pipeline.prepare import Prepared
+from onnxq.passes.equalize_groups import Group, channel_axis
+from onnxq.passes.migrate import Pair, pairs
+from onnxq.passes.migrate_groups import named_groups
+from onnxq.passes.migration import Matrix, Migration, Reading, even, search, search_shared
+from onnxq.passes.rescale import kernel_of
+from onnxq.pipeline.prepare import Prepared, rows_are_free
 from onnxq.plan.budgets import Wishes
 from onnxq.plan.weights import least_squares
 from onnxq.recipe import Recipe
+from onnxq.tune import batches_of
 from onnxq.types import Dataset, Feeds, Log, Silence
 from onnxq.types.target import target_of
 
@@ -30,6 +34,11 @@ FEW = 4
 TABLE, NODE_BYTES, CHANNEL_BYTES = 10_000, 300, 9
 """Elements of an embedding table, which is stored in int8; about what a file takes per node, and per output channel
 for step, zero point and bias."""
+LOUD = 4.0
+"""A channel that reaches this many times as far as the one in the middle is loud."""
+GROUP_ROWS, GROUP_BATCH = 64, 8
+"""Rows on which loud channels are looked for."""
+GROUP_SAMPLES = 256
 COPY_GAIN = 0.25
 """Share by which a migration must lower the layers' error where it takes a Mul of its own."""
 
@@ -83,9 +92,12 @@ def migrate_norms(
     They are checked on `probe`; what is refused is recorded with the passes.
     """
     bits = likely_bits(settings, prepared.model, float_bytes)
-    choices = choose_migrations(prepared.model, rows, settings.activation_bits, bits, log, seed=settings.seed)
+    asked = (prepared.model, rows, settings.activation_bits, bits, log)
+    choices = choose_migrations(*asked, seed=settings.seed)
+    if settings.per_channel:  # with one step per weight, groups have been equalised, which needs no calibration
+        choices = {**choices, **choose_group_migrations(*asked, seed=settings.seed)}
     model = prepared.model.clone()
-    applied = passes.apply(model, [MigrateNorms(choices)], probe)
+    applied = passes.apply(model, passes.migrations(choices), probe)
     return replace(prepared, model=model, passes=(*prepared.passes, *applied), migrations=choices)
 
 
@@ -147,3 +159,59 @@ def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: i
 def _steps(matrix: Matrix, grid: Grid) -> npt.NDArray[np.float32]:
     """Like those of the plan for few bits, but symmetric and from fewer clippings: here only their sizes matter."""
     return least_squares(matrix.astype(np.float32), grid, 1, tries=TRIES)
+
+
+def choose_group_migrations(
+    model: Model,
+    rows: Dataset,
+    activation_bits: int = 8,
+    weight_bits: int = 8,
+    log: Log = Silence(),
+    *,
+    seed: int = 0,
+) -> Mapping[str, Migration]:
+    """The migration of each group of layers with loud channels, for `passes.migrate_groups.MigrateGroups`.
+
+    Args:
+        model: The prepared float model.
+        rows: Calibration rows, of which the first few serve.
+        activation_bits: Of what the layers read.
+        weight_bits: Of the layers' weights, which have a step per output channel.
+        log: Told the number of migrations.
+        seed: Of the sample of rows.
+
+    Returns:
+        Migrations without shifts by name of what a group's first producer writes; groups that gain nothing, and those
+        without a channel that reaches `LOUD` times as far as most, are left out.
+
+    Raises:
+        DataError: There are no rows, or they do not fit the model.
+    """
+    found = dict(named_groups(model))
+    if not found:
+        return {}
+    axes = {graph.name_of(layer.data): channel_axis(layer) for group in found.values() for layer in group.consumers}
+    some = batches_of(rows, GROUP_BATCH, free=rows_are_free(model), limit=GROUP_ROWS)
+    seen = channel_ranges(model, some, axes, keep=GROUP_SAMPLES, seed=seed)
+    useful: dict[str, Migration] = {}
+    for name, group in found.items():
+        read = {graph.name_of(layer.data): seen[graph.name_of(layer.data)] for layer in group.consumers}
+        if all(each.finite and len(each.sample) for each in read.values()) and any(map(_is_loud, read.values())):
+            steps_of = _steps if weight_bits < 7 else None
+            readings = [_reading(tensor, each, group) for tensor, each in read.items()]
+            migration = search_shared(readings, activation_bits, weight_bits, shift=False, steps_of=steps_of)
+            useful |= {} if migration.is_identity else {name: migration}
+    if useful:
+        log.note(f"loud channels hand their scale to the layers behind them: {len(useful)} of {len(found)} groups")
+    return useful
+
+
+def _is_loud(seen: ChannelRange) -> bool:
+    reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
+    return bool(reach.any()) and float(reach.max()) > LOUD * float(np.median(reach[reach > 0]))
+
+
+def _reading(tensor: str, seen: ChannelRange, group: Group) -> Reading:
+    samples = seen.sample.astype(np.float64)
+    kernels = [even(samples, kernel_of(layer)) for layer in group.consumers if graph.name_of(layer.data) == tensor]
+    return Reading(samples, kernels, seen.low.astype(np.float64), seen.high.astype(np.float64))

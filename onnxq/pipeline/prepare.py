@@ -13,7 +13,6 @@ from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
 from onnxq.passes.base import Pass, difference
-from onnxq.passes.migrate import MigrateNorms
 from onnxq.passes.migration import Migration
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Applied, Array, Feeds, InputSpec, Log, Rewriting, Silence
@@ -150,7 +149,7 @@ def prepare_again(
     graph.lift_constants(made)
     applied = passes.apply(made, rewrites) if rewritten else []
     if migrations:
-        applied += passes.apply(made, [MigrateNorms(migrations)])
+        applied += passes.apply(made, passes.migrations(migrations))
     return Prepared(path, made, model, tuple(applied), reason or None, migrations=migrations)
 
 

@@ -291,7 +291,7 @@ def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, 
     rewrites = passes.rewrites(equalize=not settings.per_channel, without=left_out(settings))
     prepared = prepare(path, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
     if migrates(settings):
-        prepared = migrate_norms(prepared, graph.disk_bytes(path), rows, probe_of(rows, fixed), settings, log)
+        prepared = migrate_norms(prepared, graph.disk_bytes(Path(path)), rows, probe_of(rows, fixed), settings, log)
     return prepared
 
 

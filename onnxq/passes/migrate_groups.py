@@ -1,0 +1,47 @@
+"""Moving the scale of loud channels from the layers that write an activation into those that read it.
+
+Like cross-layer equalisation (`onnxq.passes.equalize`), W1' = W1 / r, b1' = b1 / r, W2' = W2 * r across operators with
+f(r x) = r f(x), but with ratios chosen for the activation between them: W1 has a step per output channel and loses
+nothing by any r, while one step serves all channels of the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from onnxq import graph
+from onnxq.graph import Model
+from onnxq.passes.base import Pass
+from onnxq.passes.equalize import write_scales
+from onnxq.passes.equalize_groups import Group, groups
+from onnxq.passes.migration import Migration
+
+
+def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
+    """Every group of layers whose channels may be scaled, by the name of what its first producer writes."""
+    for _, group in groups(model):
+        if isinstance(group, Group):
+            yield graph.name_of(group.producers[0].output), group
+
+
+@dataclass(frozen=True)
+class MigrateGroups(Pass):
+    """Apply migrations that were chosen on calibration data.
+
+    Attributes:
+        choices: What to apply, by the name of what a group's first producer writes; shifts are not looked at.
+    """
+
+    choices: Mapping[str, Migration] = field(default_factory=dict)
+
+    def __call__(self, model: Model) -> int:
+        """Rewrite `model` in place; returns the number of groups rewritten.
+
+        What the first producer of each writes holds other values afterwards and therefore gets another name.
+        """
+        found = {name: group for name, group in named_groups(model) if name in self.choices}
+        write_scales(model, list(found.values()), [self.choices[name].ratios for name in found])
+        for name, group in found.items():
+            group.producers[0].output.name = graph.unique_name(model, f"{name}_scaled")
+        return len(found)

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from helpers import assert_same_outputs, model, run, weights
+
+from onnxq import graph
+from onnxq.grid import Grid, fake_quantize
+from onnxq.passes import MigrateGroups, apply
+from onnxq.passes.migrate_groups import named_groups
+from onnxq.passes.migration import Migration, Reading, even, search, search_shared
+from onnxq.passes.rescale import kernel_of
+from onnxq.pipeline.migration import choose_group_migrations
+from onnxq.types import Silence
+
+CHAIN = """g (float[N,6,8,8] x, float[16,6,3,3] v, float[16] c, float[16,1,3,3] d, float[8,16,3,3] w) =>
+    (float[N,8,h,k] y) {
+    h = Conv(x, v, c) r = Relu(h)
+    m = Conv<group = 16, pads = [1, 1, 1, 1]>(r, d) s = Relu(m)
+    y = Conv(s, w)
+}"""
+RESIDUAL = """g (float[N,6,8,8] x, float[16,6,1,1] u, float[16,16,1,1] v, float[8,16,1,1] w) => (float[N,8,8,8] y) {
+    a = Conv(x, u) p = Relu(a) b = Conv(p, v) s = Add(b, p) r = Relu(s) y = Conv(r, w)
+}"""
+LOUD = {3: 40.0, 11: 25.0}
+
+
+def factors():
+    return np.array([LOUD.get(channel, 1.0) for channel in range(16)], np.float32)
+
+
+def chain(loud=True):
+    f = factors() if loud else np.ones(16, np.float32)
+    m = model(CHAIN, v=weights(16, 6, 3, 3) * f[:, None, None, None], c=weights(16) * f,
+              d=weights(16, 1, 3, 3, seed=1), w=weights(8, 16, 3, 3, seed=2) / f[:, None, None])  # fmt: skip
+    graph.infer_shapes(m)
+    return m
+
+
+def residual():
+    f = factors()
+    rows, columns = f[:, None, None, None], f[:, None, None]
+    m = model(RESIDUAL, u=weights(16, 6, 1, 1) * rows, v=weights(16, 16, 1, 1, seed=1) * rows / columns,
+              w=weights(8, 16, 1, 1, seed=2) / columns)  # fmt: skip
+    graph.infer_shapes(m)
+    return m
+
+
+def rows(count=4):
+    return [{"x": weights(4, 6, 8, 8, seed=10 + index)} for index in range(count)]
+
+
+class Notes(Silence):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(("made", "name"), [(chain, "h"), (residual, "a")])
+def test_loud_channels_are_found_and_taken_down_and_the_model_stays(made, name):
+    m, log = made(), Notes()
+    chosen = choose_group_migrations(m, rows(), 8, 8, log)
+    assert name in chosen
+    ratios = chosen[name].ratios
+    assert not chosen[name].shifts.any()
+    assert min(ratios[list(LOUD)]) > 3 * np.median(ratios)
+    assert log.notes[0].startswith("loud channels hand their scale")
+    before = run(m, rows()[0])
+    applied = apply(m, [MigrateGroups(chosen)], rows()[0])[0]
+    assert applied.count == len(chosen)
+    assert_same_outputs(before, run(m, rows()[0]), rtol=1e-4, atol=1e-3)
+    assert MigrateGroups(chosen)(m) == 0
+    assert name not in {each for each, _ in named_groups(m)}
+    assert choose_group_migrations(m, rows()) == {}
+
+
+def test_channels_of_one_size_are_not_even_compared(monkeypatch):
+    def never(*given, **options):
+        raise AssertionError
+
+    monkeypatch.setattr("onnxq.pipeline.migration.search_shared", never)
+    assert choose_group_migrations(chain(loud=False), rows()) == {}
+
+
+def test_a_model_without_groups_is_not_even_run():
+    m = model("g (float[N,4] x, float[4,2] w) => (float[N,2] y) { y = MatMul(x, w) }", w=weights(4, 2))
+    assert choose_group_migrations(m, []) == {}
+
+
+def error(x, layers, ratios, bits=8):
+    """Of each output of each layer, relative to its size, computed without any of the search's own arithmetic."""
+    grid, weight = Grid(bits, signed=False, symmetric=False), Grid(bits)
+    moved = x / ratios
+    codes = fake_quantize(moved, *grid.from_range(moved.min(), moved.max()), grid)
+    found = []
+    for layer in layers:
+        per_group = len(layer.weight) // graph.attribute(layer.node, "group", 1)
+        for output, kernel in enumerate(layer.weight.astype(np.float64)):
+            first = output // per_group * len(kernel)
+            reads = slice(first, first + len(kernel))
+            taps = kernel.reshape(len(kernel), -1)
+            scaled = taps * ratios[reads, None]
+            rounded = fake_quantize(scaled, np.abs(scaled).max() / weight.qmax, 0, weight)
+            exact = x[:, reads] @ taps
+            found.append(((codes[:, reads] @ rounded - exact) ** 2).sum() / (exact**2).sum())
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_search_lowers_the_error_of_dense_and_of_depthwise_layers(place):
+    _, group = list(named_groups(chain()))[place]
+    random = np.random.default_rng(0)
+    x = np.maximum(random.normal(size=(200, 16)), 0.0) * factors()
+    reading = Reading(x, [even(x, kernel_of(layer)) for layer in group.consumers], x.min(0), x.max(0))
+    found = search_shared([reading], shift=False)
+    plain, moved = (error(x, group.consumers, ratios) for ratios in (np.ones(16), found.ratios))
+    assert moved < plain / 10
+
+
+def test_outputs_count_alike_whatever_their_size():
+    x, kernel = weights(50, 4).astype(np.float64), weights(2, 3, 2, 9).astype(np.float64)
+    scaled = even(x, kernel * np.array([[1.0, 8.0, 0.0], [0.01, 1.0, 1.0]])[:, :, None, None])
+    products = np.einsum("rgi,goit->rgot", x.reshape(50, 2, 2), scaled)
+    sizes = (products**2).mean((0, 3))
+    np.testing.assert_allclose(sizes, [[1, 1, 0], [1, 1, 1]], atol=1e-12)
+    np.testing.assert_allclose(scaled[1], even(x, kernel)[1])
+
+
+def test_activations_that_share_ratios_are_judged_together():
+    random = np.random.default_rng(0)
+    w = random.normal(size=(16, 12))
+    even = random.random((200, 16))
+    loud = even * factors()
+    kernel = w.T[None, :, :, None]
+    alone, other = (Reading(x, [kernel], x.min(0), x.max(0)) for x in (loud, even / factors()))
+    assert not search_shared([alone], shift=False).is_identity
+    assert search_shared([alone, other], shift=False, least_gain=0.5).is_identity
+    np.testing.assert_array_equal(search_shared([alone], shift=False).ratios, search(loud, [w], shift=False).ratios)
+
+
+def test_what_is_not_chosen_stays():
+    m = chain()
+    before = m.clone()
+    assert MigrateGroups({"nothing": Migration(np.full(16, 2.0), np.zeros(16), 1.0, 0)})(m) == 0
+    assert graph.digest(m) == graph.digest(before)
