@@ -63,8 +63,8 @@ class Recipe:
         iterations: Its steps per unit.
         bn_tuning: Put mean and spread of every layer's result back to the float model's, if that helps.
         bias_tuning: Learn all biases together from the float model's outputs.
-        migrate_norms: Move channel scales from behind a normalisation into the linear layers that read it, where that
-            makes their results more exact.
+        migrate_norms: Move channel scales from behind a normalisation, and those of loud channels from behind a layer,
+            into the layers that read them, where that makes their results more exact.
         attention: Bits of queries, keys, values and probabilities where attention multiplies them; "float", or "auto":
             `activation_bits` up to 6, else float, which is faster and more exact.
         softmax: Grid of the probabilities: "uniform", "log-sqrt2", "log2", or "auto": logarithmic up to 6 bits.

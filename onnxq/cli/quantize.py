@@ -88,8 +88,8 @@ Examples:
 @click.option(
     "--no-bn-tuning", is_flag=True, help="Leave mean and spread of the layers' results as rounding makes them."
 )
-@click.option("--migrate-norms/--no-migrate-norms", default=None, help="Move channel scales from normalisations into "
-              "the layers behind.")  # fmt: skip
+@click.option("--migrate-norms/--no-migrate-norms", default=None, help="Move channel scales from normalisations, and "
+              "those of loud channels, into the layers behind.")  # fmt: skip
 @click.option(
     "--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out (FuseBranches, ...); repeatable."
 )

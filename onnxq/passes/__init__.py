@@ -23,10 +23,10 @@ from onnxq.passes.mean_to_pool import MeanToPool
 from onnxq.passes.merge_groups import MergeGroups
 from onnxq.passes.migrate import MigrateNorms
 from onnxq.passes.migrate_groups import MigrateGroups
-from onnxq.passes.migration import Migration
 from onnxq.passes.norm_to_conv import NormToConv
 from onnxq.passes.normalize_gemm import NormalizeGemm
 from onnxq.passes.pool_to_conv import PoolToConv
+from onnxq.passes.readings import Migration
 from onnxq.passes.split_identity import SplitIdentity
 from onnxq.passes.static_reshape import StaticReshape
 from onnxq.passes.transpose_to_depth import TransposeToDepth

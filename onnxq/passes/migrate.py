@@ -23,8 +23,8 @@ import numpy.typing as npt
 from onnxq import graph
 from onnxq.graph import Layer, Model, Node, Value
 from onnxq.passes.base import Pass
-from onnxq.passes.migration import Migration, Vector
 from onnxq.passes.norms import Norm, norms, per_channel
+from onnxq.passes.readings import Migration, Vector
 from onnxq.passes.rescale import bias_of, kernel_of, response, scale_inputs, takes_shift, weight_of, write_layer
 
 

@@ -15,7 +15,7 @@ from onnxq.graph import Model
 from onnxq.passes.base import Pass
 from onnxq.passes.equalize import write_scales
 from onnxq.passes.equalize_groups import Group, groups
-from onnxq.passes.migration import Migration
+from onnxq.passes.readings import Migration
 
 
 def named_groups(model: Model) -> Iterator[tuple[str, Group]]:

@@ -14,25 +14,17 @@ Z. Li et al., "RepQ-ViT", arXiv 2212.08254; G. Xiao et al., "SmoothQuant", arXiv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.grid import Grid, fake_quantize
-
-Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
-Kernel = npt.NDArray[np.float64]
-
-Steps = Callable[[Matrix, Grid], npt.NDArray[np.floating]]
+from onnxq.grid import Grid
+from onnxq.passes.readings import Judge, Kernel, Matrix, Migration, Reading, Steps, Vector
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Values of SmoothQuant's a that `search` tries."""
-SHRINKS = (1.0, 0.85, 0.7, 0.55, 0.4)
-"""Parts of the observed range that `search` allows the activation grid to cover."""
 LEAST_GAIN = 0.01
 """A migration must lower the output error by this share to be worth its rounding."""
 HEATS = 4
@@ -40,28 +32,6 @@ HEATS = 4
 FINALISTS = 4
 DEAD = 1e-7
 """A channel is constant when its range is below this part of the widest one."""
-
-
-@dataclass(frozen=True)
-class Migration:
-    """Ratios and shifts of one tensor, and the grid they aim at.
-
-    Attributes:
-        ratios: r, [channels], positive.
-        shifts: b, [channels].
-        scale: Step of the whole tensor after the migration.
-        zero_point: Code of 0.0 after the migration.
-    """
-
-    ratios: Vector
-    shifts: Vector
-    scale: float
-    zero_point: int
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it changes nothing."""
-        return bool((self.ratios == 1.0).all() and not self.shifts.any())
 
 
 def repq(
@@ -123,24 +93,6 @@ def smooth(activation_max: npt.ArrayLike, weight_max: npt.ArrayLike, strength: f
     ratios = np.ones_like(x)
     ratios[alive] = np.exp(logs - logs.mean())
     return ratios
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One activation and the layers that read it.
-
-    Attributes:
-        samples: X, [rows, channels].
-        kernels: W of each layer as `rescale.kernel_of` gives it, [groups, outputs / groups, channels / groups, taps].
-            Every tap counts as an output of its own that shares its step with the others.
-        low: Smallest value per channel over all data, [channels].
-        high: Largest value per channel over all data, [channels].
-    """
-
-    samples: Matrix
-    kernels: Sequence[Kernel]
-    low: Vector
-    high: Vector
 
 
 def search(
@@ -212,7 +164,7 @@ def search_shared(
     grid = Grid(activation_bits, signed=False, symmetric=False)
 
     def judge(every: int) -> Callable[[Migration], float]:
-        made = [_Judge(reading, every, grid, Grid(weight_bits), error, steps_of) for reading in readings]
+        made = [Judge(reading, every, grid, Grid(weight_bits), error, steps_of) for reading in readings]
         return lambda migration: sum(each(migration) for each in made)
 
     heat, final = judge(HEATS), judge(1)
@@ -223,18 +175,6 @@ def search_shared(
         if found < least:
             best, least = candidate, found
     return best
-
-
-def even(samples: Matrix, kernel: Kernel) -> Kernel:
-    """`kernel` with every output scaled to a mean square of 1 on `samples`, so that errors of all count alike.
-
-    Where outputs of a layer are loud themselves, because the layer behind takes them back, the others matter no less.
-    """
-    groups, outputs, _, taps = kernel.shape
-    found = _product(samples, kernel.transpose(0, 2, 3, 1)).reshape(groups, -1, taps, outputs)
-    size = np.sqrt(np.square(found).mean((1, 2)))
-    scaled: Kernel = kernel / np.where(size > 0, size, 1.0)[:, :, None, None]
-    return scaled
 
 
 def _heaviest(kernel: Kernel) -> Vector:
@@ -265,72 +205,3 @@ def _aimed(ratios: Vector, shifts: Vector, low: Vector, high: Vector, grid: Grid
     """The migration with the grid that holds all of the moved range."""
     ends = grid.from_range(float((low / ratios - shifts).min()), float((high / ratios - shifts).max()))
     return Migration(ratios, shifts, *ends)
-
-
-class _Judge:
-    """Measures the error of the layers' outputs under a migration, on every so manieth row."""
-
-    def __init__(
-        self, reading: Reading, every: int, activation: Grid, weight: Grid, error: str, steps_of: Steps | None
-    ) -> None:
-        self._steps_of = steps_of
-        self._x = reading.samples[::every]
-        self._weights = [
-            kernel.transpose(0, 2, 3, 1) for kernel in reading.kernels
-        ]  # [groups, channels, taps, outputs]
-        self._activation, self._weight = activation, weight
-        self._low, self._high = reading.low, reading.high
-        self._distance: Callable[[Matrix], float] = _squared if error == "mse" else _absolute
-        self._expected = [_product(self._x, kernel) for kernel in self._weights]
-
-    def __call__(self, migration: Migration) -> float:
-        """Error at the best clipped range, summed over layers."""
-        ratios, shifts = migration.ratios, migration.shifts
-        moved = (self._x / ratios - shifts).astype(np.float32)
-        low = float((self._low / ratios - shifts).min())
-        high = float((self._high / ratios - shifts).max())
-        wide = [kernel * ratios.reshape(len(kernel), -1, 1, 1) for kernel in self._weights]
-        rounded = [self._rounded(kernel) for kernel in wide]
-        added = [_product(shifts[None], kernel) for kernel in wide]  # what the layers' biases add back: W' b, in float
-        return min(self._error(moved, low * part, high * part, rounded, added) for part in SHRINKS)
-
-    def _rounded(self, kernel: Kernel) -> npt.NDArray[np.float32]:
-        groups, channels, taps, outputs = kernel.shape
-        matrix = kernel.transpose(1, 2, 0, 3).reshape(channels * taps, groups * outputs)
-        if self._steps_of is not None:
-            steps = self._steps_of(matrix, self._weight)
-        else:
-            steps = np.maximum(np.abs(matrix).max(0) / self._weight.qmax, 1e-30)
-        codes = fake_quantize(matrix, steps, 0, self._weight, axis=1)
-        return codes.reshape(channels, taps, groups, outputs).transpose(2, 0, 1, 3)
-
-    def _error(
-        self,
-        moved: npt.NDArray[np.float32],
-        low: float,
-        high: float,
-        rounded: Sequence[npt.NDArray[np.float32]],
-        added: Sequence[Matrix],
-    ) -> float:
-        codes = fake_quantize(moved, *self._activation.from_range(low, high), self._activation)
-        total = 0.0
-        for expected, kernel, bias in zip(self._expected, rounded, added, strict=True):
-            size = self._distance(expected) or 1.0
-            total += self._distance(_product(codes, kernel) + bias - expected) / size
-        return total
-
-
-def _product(rows: npt.NDArray[np.floating], kernel: npt.NDArray[np.floating]) -> Matrix:
-    """[rows, channels] times [groups, channels / groups, taps, outputs / groups] -> [groups, rows, taps x outputs]."""
-    groups, channels = kernel.shape[:2]
-    parts = rows.reshape(len(rows), groups, channels).transpose(1, 0, 2)
-    found: Matrix = parts @ kernel.reshape(groups, channels, -1)
-    return found
-
-
-def _squared(values: Matrix) -> float:
-    return float(np.mean(np.square(values)))
-
-
-def _absolute(values: Matrix) -> float:
-    return float(np.mean(np.abs(values)))

@@ -15,7 +15,8 @@ from onnxq.grid import Grid
 from onnxq.passes.equalize_groups import Group, channel_axis
 from onnxq.passes.migrate import Pair, pairs
 from onnxq.passes.migrate_groups import named_groups
-from onnxq.passes.migration import Matrix, Migration, Reading, even, search, search_shared
+from onnxq.passes.migration import search, search_shared
+from onnxq.passes.readings import Matrix, Migration, Reading, even
 from onnxq.passes.rescale import kernel_of
 from onnxq.pipeline.prepare import Prepared, rows_are_free
 from onnxq.plan.budgets import Wishes

@@ -13,7 +13,7 @@ from onnxq import graph, passes, simplifier
 from onnxq.errors import ModelError, RewriteError, UnsupportedError
 from onnxq.graph import Model
 from onnxq.passes.base import Pass, difference
-from onnxq.passes.migration import Migration
+from onnxq.passes.readings import Migration
 from onnxq.runtime import Session, SessionConfig
 from onnxq.types import Applied, Array, Feeds, InputSpec, Log, Rewriting, Silence
 

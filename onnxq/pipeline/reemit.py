@@ -20,7 +20,7 @@ from onnxq.emit import emit
 from onnxq.errors import InputError, ModelError, UsageError
 from onnxq.graph import Model
 from onnxq.grid import Grid
-from onnxq.passes.migration import Migration
+from onnxq.passes.readings import Migration
 from onnxq.pipeline.prepare import load_float, prepare_again
 from onnxq.pipeline.retarget import UNKNOWN, retarget
 from onnxq.plan import Origin, load_learned, load_with_origin

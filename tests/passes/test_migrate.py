@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from onnxq import graph
 from onnxq.passes import apply
 from onnxq.passes.migrate import MigrateNorms, Pair, migrate, pairs
-from onnxq.passes.migration import Migration, repq
+from onnxq.passes.migration import repq
+from onnxq.passes.readings import Migration
 
 C = 5
 X = weights(4, 3, C, low=-1.0, high=3.0)

@@ -6,7 +6,8 @@ from onnxq import graph
 from onnxq.grid import Grid, fake_quantize
 from onnxq.passes import MigrateGroups, apply
 from onnxq.passes.migrate_groups import named_groups
-from onnxq.passes.migration import Migration, Reading, even, search, search_shared
+from onnxq.passes.migration import search, search_shared
+from onnxq.passes.readings import Migration, Reading, even
 from onnxq.passes.rescale import kernel_of
 from onnxq.pipeline.migration import choose_group_migrations
 from onnxq.types import Silence

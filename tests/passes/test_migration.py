@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from onnxq.grid import Grid, fake_quantize
 from onnxq.passes import migration
-from onnxq.passes.migration import Migration, search, smooth
+from onnxq.passes.migration import search, smooth
+from onnxq.passes.readings import Migration
 
 
 def outputs(x, w, moved_by, bits):
