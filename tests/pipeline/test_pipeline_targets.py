@@ -264,6 +264,21 @@ def test_migrated_scales_move_again(tmp_path):
     assert graph.to_bytes(reemit(tmp_path / "plan.json").model) == graph.to_bytes(result.model)
 
 
+def test_loud_channels_move_again_and_are_worth_it(tmp_path):
+    path = tmp_path / "loud.onnx"
+    text = """g (float[N,8,6,6] x, float[16,8,3,3] v, float[8,16,3,3] w) => (float[N,8,h,k] y) {
+        h = Conv(x, v) r = Relu(h) y = Conv(r, w) }"""
+    factors = np.where(np.arange(16) == 5, 50.0, 1.0).astype(np.float32)[:, None, None]
+    onnx.save(proto(text, v=weights(16, 8, 3, 3) * factors[..., None], w=weights(8, 16, 3, 3) / factors), path)
+    rows = {"x": weights(40, 8, 6, 6)}
+    moved, left = (quantize(path, data=rows, target="cpu", migrate_norms=on) for on in (True, False))
+    assert list(moved.prepared.migrations) == ["h"]
+    assert not left.prepared.migrations
+    assert moved.verdict.fidelity.sqnr_db["y"] > left.verdict.fidelity.sqnr_db["y"] + 10.0
+    moved.save_plan(tmp_path / "plan.json")
+    assert graph.to_bytes(reemit(tmp_path / "plan.json").model) == graph.to_bytes(moved.model)
+
+
 def test_a_model_in_another_place_is_named_and_another_model_refused(net, kept, tmp_path):
     path, result = kept
     moved = tmp_path / "plan.json"
