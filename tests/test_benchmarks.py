@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -41,3 +42,16 @@ def test_forms_compute_the_same_product(load):
     wanted, static, dynamic = (found[name].run(None, feeds)[0] for name in ("float", "static", "dynamic"))
     for got in (static, dynamic):
         assert np.square(got - wanted).sum() < 1e-3 * np.square(wanted).sum()
+
+
+def test_what_is_not_random_is_scored_once_on_the_original(load, tmp_path, monkeypatch):
+    script = load("harden")
+    monkeypatch.setattr(script, "hardened", lambda path, out, seed, args: [("harden", out / f"{seed}.onnx")])
+    args = SimpleNamespace(out=tmp_path, seeds=[0, 1], methods=["rounding", "advanced"], bits=[2])
+    jobs = script.jobs(tmp_path / "net.onnx", args)
+    assert len(jobs) == len(set(jobs))
+    methods = ["float", "rounding", "advanced", "codebook", "codebook", "rounding", "advanced", "codebook", "codebook"]
+    for variant, seed, wanted in (("harden", 1, methods), (script.ORIGINAL, 0, methods)):
+        assert [job.method for job in jobs if (job.variant, job.seed) == (variant, seed)] == wanted
+    again = [job.method for job in jobs if (job.variant, job.seed) == (script.ORIGINAL, 1)]
+    assert again == ["advanced", "advanced"]
