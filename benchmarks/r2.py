@@ -7,7 +7,8 @@ Every variant starts from the same ONNX file, BatchNormalization folded, importe
 in the same order for a seed: cross-entropy on the labels of the CIFAR-10 training JPEGs, plus the range loss of
 the variant, KIND[:channel][@STRENGTH] (ranges over whole weights unless `:channel`). The result is written back to
 ONNX, quantized in other processes, and scored on the test JPEGs. Weights of all layers but the first and last get few
-bits, activations 8. DIR gets r2.json, r2.md and the float files.
+bits, activations 8. DIR gets the float files with what was logged about each, scores.jsonl and r2.md; what is there is
+not repeated.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,32 +254,51 @@ def run(args: argparse.Namespace) -> None:
     pixels, labels = assets().images(TRAIN_PACK, "train", args.images, None)
     data = tuple(torch.from_numpy(part).to(args.device) for part in (assets().preprocess(pixels, task), labels))
     variants = [Variant.parse(text, args.strength) for text in args.variants]
-    trained, futures = {}, {}
+    trained: dict[str, Any] = {}
+    known = read_scores(args.out / "scores.jsonl")
     context = multiprocessing.get_context("spawn")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers; this process has read it already
     with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        futures, wanted = {}, []
         for seed in args.seeds:
             for variant in variants:
-                found = train(model, variant, seed, data, args)
                 file = args.out / f"{variant.name.replace(':', '_').replace('@', '_')}-{seed}.onnx"
-                graph.save(found.pop("model"), file)
-                trained[f"{variant.name} {seed}"] = found
+                logged = file.with_suffix(".json")
+                if not logged.exists():
+                    found = train(model, variant, seed, data, args)
+                    graph.save(found.pop("model"), file)
+                    logged.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                trained[f"{variant.name} {seed}"] = json.loads(logged.read_text(encoding="utf-8"))
                 for job in jobs_of(variant.name, seed, file, args):
-                    futures[job] = pool.submit(score, job, task, args.rows, args.samples)
-        scores = {job: future.result() for job, future in futures.items()}
+                    wanted.append(job)
+                    if job not in known:
+                        futures[job] = pool.submit(score, job, task, args.rows, args.samples)
+                        futures[job].add_done_callback(partial(keep_score, args.out / "scores.jsonl", job))
+    scores = {job: known[job] if job in known else futures[job].result() for job in wanted}
     write(trained, scores, [variant.name for variant in variants], args)
 
 
+def keep_score(path: Path, job: Job, found: Future[float]) -> None:
+    """Append a score to `path`, unless there is none."""
+    if not found.cancelled() and found.exception() is None:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({**asdict(job), "top1": found.result()}) + "\n")
+
+
+def read_scores(path: Path) -> dict[Job, float]:
+    """What an earlier call has scored."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {Job(**{name: row[name] for name in Job.__dataclass_fields__}): row["top1"] for row in rows}
+
+
 def write(trained: dict[str, Any], scores: dict[Job, float], names: Sequence[str], args: argparse.Namespace) -> None:
-    """The results as JSON and as markdown, which is printed, too."""
+    """The results as markdown, which is printed, too."""
     text = f"### {args.model}, {args.epochs} epochs, seeds {args.seeds}\n\n{table(scores, names)}\n\n"
     for name in names:
         runs = [found for key, found in trained.items() if key.rsplit(" ", 1)[0] == name]
         whole, channels = (statistics.mean(found[key] for found in runs) for key in ("per_tensor", "per_channel"))
         text += f"- {name}: mean max|W|/std {whole:.2f} over whole weights, {channels:.2f} per channel\n"
-    rows = [{**job.__dict__, "top1": value} for job, value in scores.items()]
-    document = {"arguments": {**vars(args), "out": str(args.out)}, "trained": trained, "scores": rows}
-    (args.out / "r2.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     (args.out / "r2.md").write_text(text, encoding="utf-8")
     print(text)
 
