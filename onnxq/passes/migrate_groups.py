@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from onnxq import graph
-from onnxq.graph import Model
+from onnxq.graph import Model, Node
 from onnxq.passes.base import Pass
 from onnxq.passes.equalize import write_scales
 from onnxq.passes.equalize_groups import Group, groups
-from onnxq.passes.readings import Migration
+from onnxq.passes.readings import Kernel, Migration
+from onnxq.passes.rescale import kernel_of, scale_outputs
 
 
 def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
@@ -23,6 +26,22 @@ def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
     for _, group in groups(model):
         if isinstance(group, Group):
             yield graph.name_of(group.producers[0].output), group
+
+
+def as_read(found: Mapping[str, Group]) -> dict[Node, Kernel]:
+    """The kernels of all layers of some groups, each output scaled by the norm of the weights that read it.
+
+    So the size of what a kernel makes of something is that which the layers behind see. Where channels are loud because
+    the layers behind take them back, the others matter no less; where an output matters to nobody, it does not.
+    """
+    members = [layer for group in found.values() for layer in (*group.producers, *group.consumers)]
+    kernels = {layer.node: kernel_of(layer) for layer in members}
+    scaled = dict(kernels)
+    for group in found.values():
+        power = sum(np.square(kernels[layer.node]).sum((1, 3)).reshape(-1) for layer in group.consumers)
+        for layer in group.producers:
+            scaled[layer.node] = scale_outputs(kernels[layer.node], np.sqrt(power))
+    return scaled
 
 
 @dataclass(frozen=True)

@@ -60,18 +60,6 @@ class Reading:
     high: Vector
 
 
-def even(samples: Matrix, kernel: Kernel) -> Kernel:
-    """`kernel` with every output scaled to a mean square of 1 on `samples`, so that errors of all count alike.
-
-    Where outputs of a layer are loud themselves, because the layer behind takes them back, the others matter no less.
-    """
-    groups, outputs, _, taps = kernel.shape
-    found = _product(samples, kernel.transpose(0, 2, 3, 1)).reshape(groups, -1, taps, outputs)
-    size = np.sqrt(np.square(found).mean((1, 2)))
-    scaled: Kernel = kernel / np.where(size > 0, size, 1.0)[:, :, None, None]
-    return scaled
-
-
 class Judge:
     """Measures the error of the layers' outputs under a migration, on every so manieth row."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from onnxq import graph
 from onnxq.graph import Model, Node
 from onnxq.passes.base import Pass
-from onnxq.passes.branches import Branch, conv_branch, identity_branch, insert_conv
+from onnxq.passes.branches import Branch, Floats, conv_branch
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,13 @@ class SplitIdentity(Pass):
     def __call__(self, model: Model) -> int:
         """Rewrite `model` in place; returns the number of kernels split."""
         found = [] if self.floor_db is None else list(_splits(model, self.floor_db))
-        for node, rest, identity in found:
-            old = node.outputs[0]
-            first = insert_conv(model, rest, old, node)
-            second = insert_conv(model, identity, old, node)
-            total = graph.add_node(model, "Add", [first, second], f"{node.name}_with_identity", before=node)
-            total.shape, total.type = old.shape, old.type
-            graph.redirect(old, total)
-            if old.is_graph_output():
-                graph.move_name(old, total, model)
-            model.graph.remove(node, safe=True)
+        for node, rest, factors in found:
+            _write(model, node, rest, factors)
         return len(found)
 
 
-def _splits(model: Model, floor_db: float) -> Iterator[tuple[Node, Branch, Branch]]:
-    """Every node to split, its kernel without an identity, and the identity."""
+def _splits(model: Model, floor_db: float) -> Iterator[tuple[Node, Branch, Floats]]:
+    """Every node to split, its branch without the identity, and the identity's factors [channels]."""
     for node in graph.nodes(model, "Conv"):
         branch = conv_branch(node)
         if isinstance(branch, str) or not _keeps_place(branch) or branch.sqnr_db() >= floor_db:
@@ -61,8 +53,23 @@ def _splits(model: Model, floor_db: float) -> Iterator[tuple[Node, Branch, Branc
         taps[channels, channels, middle] = 0.0
         rest = replace(branch, kernel=taps.reshape(branch.kernel.shape))
         if rest.sqnr_db() >= floor_db:
-            alone = identity_branch(branch.source, len(channels), len(branch.taps))
-            yield node, rest, replace(alone, kernel=factors.reshape(alone.kernel.shape))
+            yield node, rest, factors
+
+
+def _write(model: Model, node: Node, rest: Branch, factors: Floats) -> None:
+    """Give `node` its new kernel, and add the identity to its result."""
+    old, name = node.outputs[0], str(node.name)
+    graph.replace_constant(model, node, 1, rest.kernel.astype(np.float32))
+    kernel = factors.astype(np.float32).reshape(-1, 1, *[1] * len(rest.taps))
+    weight = graph.add_constant(model, f"{name}_identity.weight", kernel)
+    attributes: dict[str, int | list[int]] = {"kernel_shape": [1] * len(rest.taps), "group": len(factors)}
+    alone = graph.add_node(model, "Conv", [rest.source, weight], f"{name}_identity", before=node, attributes=attributes)
+    total = graph.add_node(model, "Add", [old, alone], f"{name}_with_identity", after=node)
+    for value in (alone, total):
+        value.shape, value.type = old.shape, old.type
+    graph.redirect(old, total, skip=total.producer())
+    if old.is_graph_output():
+        graph.move_name(old, total, model)
 
 
 def _keeps_place(branch: Branch) -> bool:

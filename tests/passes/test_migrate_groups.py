@@ -5,9 +5,9 @@ from helpers import assert_same_outputs, model, run, weights
 from onnxq import graph
 from onnxq.grid import Grid, fake_quantize
 from onnxq.passes import MigrateGroups, apply
-from onnxq.passes.migrate_groups import named_groups
+from onnxq.passes.migrate_groups import as_read, named_groups
 from onnxq.passes.migration import search, search_shared
-from onnxq.passes.readings import Migration, Reading, even
+from onnxq.passes.readings import Migration, Reading
 from onnxq.passes.rescale import kernel_of
 from onnxq.pipeline.migration import choose_group_migrations
 from onnxq.types import Silence
@@ -75,6 +75,17 @@ def test_loud_channels_are_found_and_taken_down_and_the_model_stays(made, name):
     assert choose_group_migrations(m, rows()) == {}
 
 
+def test_a_channel_that_sleeps_on_these_rows_is_not_taken_up():
+    m = chain()
+    conv = next(graph.nodes(m, "Conv"))
+    kernel, bias = (graph.constant(value).copy() for value in conv.inputs[1:])
+    kernel[7], bias[7] = 1e-6 * kernel[7], 1e-6
+    graph.replace_constant(m, conv, 1, kernel)
+    graph.replace_constant(m, conv, 2, bias)
+    ratios = choose_group_migrations(m, rows())["h"].ratios
+    assert ratios[7] > 0.2 * np.median(ratios)
+
+
 def test_channels_of_one_size_are_not_even_compared(monkeypatch):
     def never(*given, **options):
         raise AssertionError
@@ -109,22 +120,25 @@ def error(x, layers, ratios, bits=8):
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_search_lowers_the_error_of_dense_and_of_depthwise_layers(place):
-    _, group = list(named_groups(chain()))[place]
+    groups = dict(named_groups(chain()))
+    kernels, group = as_read(groups), list(groups.values())[place]
     random = np.random.default_rng(0)
     x = np.maximum(random.normal(size=(200, 16)), 0.0) * factors()
-    reading = Reading(x, [even(x, kernel_of(layer)) for layer in group.consumers], x.min(0), x.max(0))
+    reading = Reading(x, [kernels[layer.node] for layer in group.consumers], x.min(0), x.max(0))
     found = search_shared([reading], shift=False)
     plain, moved = (error(x, group.consumers, ratios) for ratios in (np.ones(16), found.ratios))
     assert moved < plain / 10
 
 
-def test_outputs_count_alike_whatever_their_size():
-    x, kernel = weights(50, 4).astype(np.float64), weights(2, 3, 2, 9).astype(np.float64)
-    scaled = even(x, kernel * np.array([[1.0, 8.0, 0.0], [0.01, 1.0, 1.0]])[:, :, None, None])
-    products = np.einsum("rgi,goit->rgot", x.reshape(50, 2, 2), scaled)
-    sizes = (products**2).mean((0, 3))
-    np.testing.assert_allclose(sizes, [[1, 1, 0], [1, 1, 1]], atol=1e-12)
-    np.testing.assert_allclose(scaled[1], even(x, kernel)[1])
+def test_outputs_count_as_the_layers_behind_see_them():
+    m = chain()
+    kernels = as_read(dict(named_groups(m)))
+    first, depthwise, last = (graph.layer_of(node) for node in graph.nodes(m, "Conv"))
+    seen = np.linalg.norm(last.weight.transpose(1, 0, 2, 3).reshape(16, -1), axis=1)
+    np.testing.assert_allclose(kernels[depthwise.node], kernel_of(depthwise) * seen.reshape(16, 1, 1, 1), rtol=1e-6)
+    own = np.linalg.norm(depthwise.weight.reshape(16, -1), axis=1)
+    np.testing.assert_allclose(kernels[first.node], kernel_of(first) * own.reshape(1, 16, 1, 1), rtol=1e-6)
+    np.testing.assert_array_equal(kernels[last.node], kernel_of(last))  # its result is the model's
 
 
 def test_activations_that_share_ratios_are_judged_together():
