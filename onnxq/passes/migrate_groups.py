@@ -7,18 +7,21 @@ nothing by any r, while one step serves all channels of the activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxq import graph
-from onnxq.graph import Model, Node
+from onnxq.graph import Layer, Model
 from onnxq.passes.base import Pass
 from onnxq.passes.equalize import write_scales
 from onnxq.passes.equalize_groups import Group, groups
 from onnxq.passes.readings import Kernel, Migration
 from onnxq.passes.rescale import kernel_of, scale_outputs
+
+LARGE = 2**22
+"""Elements of a kernel of which all outputs are looked at."""
 
 
 def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
@@ -28,20 +31,19 @@ def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
             yield graph.name_of(group.producers[0].output), group
 
 
-def as_read(found: Mapping[str, Group]) -> dict[Node, Kernel]:
-    """The kernels of all layers of some groups, each output scaled by the norm of the weights that read it.
+def as_read(layer: Layer, found: Iterable[Group]) -> Kernel:
+    """The kernel of a layer, each output scaled by the norm of the weights of `found` that read it.
 
-    So the size of what a kernel makes of something is that which the layers behind see. Where channels are loud because
-    the layers behind take them back, the others matter no less; where an output matters to nobody, it does not.
+    So the size of what it makes of something is that which the layers behind see. Where channels are loud because the
+    layers behind take them back, the others matter no less; where an output matters to nobody, it does not. Of a large
+    kernel, some of the outputs.
     """
-    members = [layer for group in found.values() for layer in (*group.producers, *group.consumers)]
-    kernels = {layer.node: kernel_of(layer) for layer in members}
-    scaled = dict(kernels)
-    for group in found.values():
-        power = sum(np.square(kernels[layer.node]).sum((1, 3)).reshape(-1) for layer in group.consumers)
-        for layer in group.producers:
-            scaled[layer.node] = scale_outputs(kernels[layer.node], np.sqrt(power))
-    return scaled
+    kernel = kernel_of(layer)
+    for group in found:
+        if any(producer.node is layer.node for producer in group.producers):
+            read = [np.square(kernel_of(reader)).sum((1, 3)).reshape(-1) for reader in group.consumers]
+            kernel = scale_outputs(kernel, np.sqrt(sum(read)))
+    return kernel[:, :: -(-kernel.size // LARGE)].copy()
 
 
 @dataclass(frozen=True)

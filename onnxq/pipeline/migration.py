@@ -198,16 +198,18 @@ def choose_group_migrations(
     log.stage("Looking for loud channels")
     some = batches_of(rows, GROUP_BATCH, free=rows_are_free(model), limit=GROUP_ROWS)
     seen = channel_ranges(model, some, axes, keep=GROUP_SAMPLES, seed=seed, progress=log.advance)
-    kernels = as_read(found)
     useful: dict[str, Migration] = {}
     for name, group in found.items():
-        readers: dict[str, list[Kernel]] = {}
+        readers: dict[str, list[Layer]] = {}
         for layer in group.consumers:
-            readers.setdefault(graph.name_of(layer.data), []).append(kernels[layer.node])
+            readers.setdefault(graph.name_of(layer.data), []).append(layer)
         ranges = [seen[tensor] for tensor in readers]
         if not all(each.finite and len(each.sample) for each in ranges) or not any(map(_is_loud, ranges)):
             continue
-        readings = [_reading(seen[tensor], read) for tensor, read in readers.items()]
+        readings = [
+            _reading(seen[tensor], [as_read(layer, found.values()) for layer in layers])
+            for tensor, layers in readers.items()
+        ]
         migration = search_shared(readings, activation_bits, shift=False, least_gain=LOUD_GAIN)
         if weight_bits < 7 and not migration.is_identity:
             migration = search_shared(readings, activation_bits, weight_bits, shift=False, steps_of=_steps)
