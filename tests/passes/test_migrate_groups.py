@@ -75,6 +75,14 @@ def test_loud_channels_are_found_and_taken_down_and_the_model_stays(made, name):
     assert choose_group_migrations(m, rows()) == {}
 
 
+def test_channels_are_not_centred():
+    """Padding, and the layers in front, could not make up for that."""
+    m = chain()
+    conv = next(graph.nodes(m, "Conv"))
+    graph.replace_constant(m, conv, 2, 60.0 * factors())
+    assert not choose_group_migrations(m, rows())["h"].shifts.any()
+
+
 def test_a_channel_that_sleeps_on_these_rows_is_not_taken_up():
     m = chain()
     conv = next(graph.nodes(m, "Conv"))

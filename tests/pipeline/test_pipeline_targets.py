@@ -279,6 +279,14 @@ def test_loud_channels_move_again_and_are_worth_it(tmp_path):
     assert graph.to_bytes(reemit(tmp_path / "plan.json").model) == graph.to_bytes(moved.model)
 
 
+def test_weights_with_one_step_have_been_equalised_without_rows(net, monkeypatch):
+    def never(*given, **options):
+        raise AssertionError
+
+    monkeypatch.setattr("onnxq.pipeline.migration.choose_group_migrations", never)
+    assert not quantize(net, target="cpu", per_channel=False).prepared.migrations
+
+
 def test_a_model_in_another_place_is_named_and_another_model_refused(net, kept, tmp_path):
     path, result = kept
     moved = tmp_path / "plan.json"
