@@ -55,3 +55,38 @@ def test_what_is_not_random_is_scored_once_on_the_original(load, tmp_path, monke
         assert [job.method for job in jobs if (job.variant, job.seed) == (variant, seed)] == wanted
     again = [job.method for job in jobs if (job.variant, job.seed) == (script.ORIGINAL, 1)]
     assert again == ["advanced", "advanced"]
+
+
+def field_row(quantizer, **changes):
+    return {
+        "model": "net", "bits": "W8A8", "first_last": "8", "quantizer": quantizer,
+        "score": {"agreement": 0.9, "rows": 100},
+        "latency": {"ratio": 0.5, "ratio_low": 0.45, "ratio_high": 0.6}, **changes,
+    }  # fmt: skip
+
+
+def test_the_plot_shows_what_was_timed_and_scored(load):
+    script = load("field_plot")
+    rows = [field_row("onnxq-balanced"), field_row("other", first_last="same"), field_row("slow", bits="W4A8"),
+            field_row("failed", score=None) | {"score": {}}]  # fmt: skip
+    untimed = field_row("untimed")
+    del untimed["latency"]
+    found = script.points([*rows, untimed], "W8A8", "8")
+    assert {model: [row["quantizer"] for row in rows] for model, rows in found.items()} == {
+        "net": ["onnxq-balanced", "other"]
+    }
+    assert script.points([*rows, untimed], "W4A8", "same") == {}
+    across, up = script.bars(rows[0])
+    assert across == pytest.approx((0.5, 0.05, 0.1))
+    assert up == pytest.approx((90.0, 90.0 - 82.56, 94.48 - 90.0), abs=0.01)  # Wilson's interval of 90 of 100
+
+
+def test_the_plot_is_the_same_file_every_time(load, tmp_path):
+    pytest.importorskip("matplotlib")
+    script = load("field_plot")
+    found = {"net": [field_row("onnxq-balanced"), field_row("other")], "other": [field_row("other")]}
+    for name in ("one.svg", "two.svg"):
+        script.draw(found, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert text == (tmp_path / "two.svg").read_text(encoding="utf-8")
+    assert text.count("onnxq-balanced") == 1
