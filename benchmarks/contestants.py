@@ -84,17 +84,19 @@ def command(name: str, bits: str, first_last: str, paths: tuple[Path, Path, Path
     return [interpreter, str(script), model, feeds, out, json.dumps({**policy, **who.settings})]
 
 
-def recipe(bits: str) -> str:
+def recipe(bits: str, preset: str) -> str:
     """The recipe of onnxq where the first and last layer have unlike bits for weights and inputs, as the others."""
     weights, activations = split(bits)
     table = f'[[layers]]\nop = "{{}}"\nweights.bits = {weights}\nactivations.bits = {activations}\n'
-    return "\n".join(table.format(op) for op in ("Conv", "Gemm", "MatMul"))
+    return "\n".join([f'preset = "{preset}"\n', *(table.format(op) for op in ("Conv", "Gemm", "MatMul"))])
 
 
 def _onnxq(who: Contestant, bits: str, first_last: str, out: Path) -> list[str]:
     weights, activations = split(bits)
-    argv = ["-m", "onnxq", "quantize", "--preset", who.settings["preset"], "--placement", "rules", "--no-timing"]
-    argv += ["--json", "--weight-bits", str(weights), "--activation-bits", str(activations)]
-    if first_last == "same" and weights != activations:
-        return [*argv, "--recipe", str(out.with_suffix(".toml"))]
+    own = first_last == "same" and weights != activations
+    argv = ["-m", "onnxq", "quantize", "--placement", "rules", "--no-timing", "--json"]
+    argv += [] if own else ["--preset", who.settings["preset"]]
+    argv += ["--weight-bits", str(weights), "--activation-bits", str(activations)]
+    if own:
+        return [*argv, "--recipe", str(out.with_suffix(".toml"))]  # which names the preset
     return [*argv, "--first-last", str(weights) if first_last == "same" else first_last]

@@ -114,7 +114,8 @@ def quantized(one: Run, subject: Subject, out: Path, row: Row, args: argparse.Na
     log = args.out / "logs" / one.label
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    out.with_suffix(".toml").write_text(recipe(one.bits), encoding="utf-8")
+    settings = CONTESTANTS[one.quantizer].settings
+    out.with_suffix(".toml").write_text(recipe(one.bits, settings.get("preset", "balanced")), encoding="utf-8")
     model = prepared(subject, args) if CONTESTANTS[one.quantizer].prepared else subject.model
     argv = command(one.quantizer, one.bits, one.first_last, (model, subject.feeds, out), args.environments)
     finished = run(argv, log, args.timeout, environment())

@@ -132,6 +132,7 @@ def test_the_arguments_of_onnxq(load):
     assert ends("W4A4", "8") == ends("W4A8", "8") == ["--first-last", "8"]
     assert ends("W4A4", "same") == ["--first-last", "4"]
     assert ends("W4A8", "same") == ["--recipe", "o.toml"]
+    assert "--preset" not in contestants.command("onnxq-light", "W4A8", "same", paths, None)
     argv = contestants.command("onnxq-light", "W4A8", "8", paths, None)
     help_text = CliRunner().invoke(importlib.import_module("onnxq.cli.main").group, ["quantize", "--help"]).output
     assert all(option in help_text for option in argv if option.startswith("--"))
@@ -140,7 +141,9 @@ def test_the_arguments_of_onnxq(load):
 def test_the_recipe_gives_all_layers_the_same_bits(load):
     import tomllib
 
-    layers = tomllib.loads(load("contestants").recipe("W4A8"))["layers"]
+    found = tomllib.loads(load("contestants").recipe("W4A8", "light"))
+    assert found["preset"] == "light"
+    layers = found["layers"]
     assert {layer["op"] for layer in layers} == {"Conv", "Gemm", "MatMul"}
     assert all((layer["weights"]["bits"], layer["activations"]["bits"]) == (4, 8) for layer in layers)
 
