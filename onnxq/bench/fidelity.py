@@ -72,7 +72,7 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) ->
         batches: Rows that calibration did not see.
 
     Raises:
-        DataError: There are no batches, or the models have no float output in common.
+        DataError: There are no batches, the models have no float output in common, or one of another fixed shape.
     """
     theirs = _float_outputs(candidate)
     names = [name for name in _float_outputs(reference) if name in theirs]
@@ -82,11 +82,15 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) ->
     noise: dict[str, float] = {}
     rows, seen = 0, _Digest()
     agreed: list[npt.NDArray[np.bool_]] = []
+    fixed = {spec.name: spec.shape for spec in reference.outputs}
+    uneven: dict[str, None] = {}
     for feeds in batches:
         seen.add(feeds)
         wanted, got = reference.run(feeds, names), candidate.run(feeds, names)
         rows += _rows(reference, feeds)
-        for name in names:
+        uneven |= dict.fromkeys(name for name in names if not _even(wanted[name], got[name], fixed[name]))
+        wanted = {name: array for name, array in wanted.items() if name not in uneven}
+        for name in wanted:
             power, error = _powers(wanted[name], got[name])
             signal[name] = signal.get(name, 0.0) + power
             noise[name] = noise.get(name, 0.0) + error
@@ -98,10 +102,22 @@ def compare(reference: Session, candidate: Session, batches: Iterable[Feeds]) ->
     same = np.concatenate(agreed) if agreed else np.zeros(0, bool)
     return Fidelity(
         rows=rows,
-        sqnr_db={name: _decibels(signal[name], noise[name]) for name in signal},
+        sqnr_db={name: _decibels(signal[name], noise[name]) for name in signal if name not in uneven},
         agreement=wilson(int(same.sum()), len(same)) if len(same) else None,
         agreed=PerRow(seen.hexdigest(), written(same)) if len(same) else None,
+        uneven=tuple(uneven),
     )
+
+
+def _even(wanted: Array, got: Array, fixed: tuple[int | str | None, ...] | None) -> bool:
+    """Whether two results can be compared; where they cannot, what differs must be free in the model."""
+    if wanted.shape == got.shape:
+        return True
+    if fixed is not None and len(fixed) == wanted.ndim == got.ndim:
+        free = (not isinstance(size, int) for size in fixed)
+        if all(one == other or loose for one, other, loose in zip(wanted.shape, got.shape, free, strict=True)):
+            return False
+    raise DataError(f"an output has shape {list(wanted.shape)} in one model and {list(got.shape)} in the other.")
 
 
 def _float_outputs(session: Session) -> list[str]:
@@ -116,8 +132,6 @@ def _rows(session: Session, feeds: Feeds) -> int:
 
 def _powers(wanted: Array, got: Array) -> tuple[float, float]:
     """Energy of signal and error where the signal is finite; infinite error where the candidate is not."""
-    if wanted.shape != got.shape:
-        raise DataError(f"an output has shape {list(wanted.shape)} in one model and {list(got.shape)} in the other.")
     finite = np.isfinite(wanted)
     clean = wanted[finite].astype(np.float64)
     error = got[finite].astype(np.float64) - clean

@@ -71,7 +71,7 @@ class Branch:
         rows = self.kernel.reshape(len(self.kernel), -1)
         steps = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / 127
         error = rows - np.rint(rows / steps) * steps
-        return float(10 * np.log10((rows**2).sum() / max((error**2).sum(), 1e-30)))
+        return float(10 * np.log10(max((rows**2).sum(), 1e-30) / max((error**2).sum(), 1e-30)))
 
 
 def conv_branch(node: Node) -> Branch | str:

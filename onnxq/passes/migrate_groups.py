@@ -20,8 +20,8 @@ from onnxq.passes.equalize_groups import Group, groups
 from onnxq.passes.readings import Kernel, Migration
 from onnxq.passes.rescale import kernel_of, scale_outputs
 
-LARGE = 2**22
-"""Elements of a kernel of which all outputs are looked at."""
+LARGE, WIDE = 2**22, 2**16
+"""Elements of a kernel, and its outputs times taps, of which all outputs are looked at."""
 
 
 def named_groups(model: Model) -> Iterator[tuple[str, Group]]:
@@ -43,7 +43,8 @@ def as_read(layer: Layer, found: Iterable[Group]) -> Kernel:
         if any(producer.node is layer.node for producer in group.producers):
             read = [np.square(kernel_of(reader)).sum((1, 3)).reshape(-1) for reader in group.consumers]
             kernel = scale_outputs(kernel, np.sqrt(sum(read)))
-    return kernel[:, :: -(-kernel.size // LARGE)].copy()
+    wide = kernel.size // max(1, kernel.shape[2])
+    return kernel[:, :: max(-(-kernel.size // LARGE), -(-wide // WIDE))].copy()
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,10 @@ def smooth(activation_max: npt.ArrayLike, weight_max: npt.ArrayLike, strength: f
         strength: a in [0, 1]: 1 moves all of the activation's spread into the weights.
 
     Returns:
-        Ratios, [channels]; 1 for channels that are zero on either side.
+        Ratios, [channels]; 1 for channels that are next to zero on either side.
     """
     x, w = np.asarray(activation_max, np.float64), np.asarray(weight_max, np.float64)
-    alive = (x > 0) & (w > 0)
+    alive = (x > DEAD * x.max(initial=0.0)) & (w > DEAD * w.max(initial=0.0))
     if not alive.any():
         return np.ones_like(x)
     logs = strength * np.log(x[alive]) - (1.0 - strength) * np.log(w[alive])

@@ -20,6 +20,9 @@ from onnxq.graph import Model, Node
 from onnxq.passes.base import Pass
 from onnxq.passes.branches import Branch, Floats, conv_branch
 
+PARTS = ("_identity", "_with_identity")
+"""What the names of the two new nodes add to that of the Conv."""
+
 
 @dataclass(frozen=True)
 class SplitIdentity(Pass):
@@ -57,14 +60,21 @@ def _splits(model: Model, floor_db: float) -> Iterator[tuple[Node, Branch, Float
 
 
 def _write(model: Model, node: Node, rest: Branch, factors: Floats) -> None:
-    """Give `node` its new kernel, and add the identity to its result."""
-    old, name = node.outputs[0], str(node.name)
+    """Give `node` its new kernel, and add the identity to its result.
+
+    The first layer of the model stays the first, and the last one the last: these may have bits of their own.
+    """
+    old, (alone_name, total_name) = node.outputs[0], (f"{node.name}{part}" for part in PARTS)
+    first = node is next(graph.nodes(model, *graph.LAYER_OPS))
     graph.replace_constant(model, node, 1, rest.kernel.astype(np.float32))
     kernel = factors.astype(np.float32).reshape(-1, 1, *[1] * len(rest.taps))
-    weight = graph.add_constant(model, f"{name}_identity.weight", kernel)
+    weight = graph.add_constant(model, f"{alone_name}.weight", kernel)
     attributes: dict[str, int | list[int]] = {"kernel_shape": [1] * len(rest.taps), "group": len(factors)}
-    alone = graph.add_node(model, "Conv", [rest.source, weight], f"{name}_identity", before=node, attributes=attributes)
-    total = graph.add_node(model, "Add", [old, alone], f"{name}_with_identity", after=node)
+    before, after = (None, node) if first else (node, None)
+    alone = graph.add_node(
+        model, "Conv", [node.inputs[0], weight], alone_name, before=before, after=after, attributes=attributes
+    )
+    total = graph.add_node(model, "Add", [old, alone], total_name, after=alone.producer() if first else node)
     for value in (alone, total):
         value.shape, value.type = old.shape, old.type
     graph.redirect(old, total, skip=total.producer())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnxq import bench, graph
 from onnxq.emit import emit, stored_bytes
+from onnxq.errors import DataError
 from onnxq.graph import Model
 from onnxq.pipeline.calibrated import Calibrated
 from onnxq.pipeline.choice import Choice, DropTooLarge
@@ -138,6 +139,8 @@ def drop_meter(
         found = bench.compare(reference, candidate, batches)
         if found.agreement is not None:
             return 1.0 - found.agreement.value
+        if not found.sqnr_db:
+            raise DataError("a drop cannot be measured: the shapes of all outputs depend on what the model finds.")
         return max(10 ** (-decibels / 10) for decibels in found.sqnr_db.values())
 
     return drop

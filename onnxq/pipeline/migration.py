@@ -1,50 +1,36 @@
-"""Choosing, on calibration rows, which normalisations and layers hand their channels' scales to those behind them."""
+"""Choosing, on calibration rows, which normalisations hand their channels' scales to the layers behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxq import graph, passes
 from onnxq.calibrate.channels import ChannelRange, channel_ranges
+from onnxq.errors import RewriteError
 from onnxq.graph import Layer, Model
-from onnxq.grid import Grid
-from onnxq.passes.equalize_groups import channel_axis
 from onnxq.passes.migrate import Pair, pairs
-from onnxq.passes.migrate_groups import as_read, named_groups
-from onnxq.passes.migration import search, search_shared
-from onnxq.passes.readings import Kernel, Matrix, Migration, Reading
-from onnxq.pipeline.prepare import Prepared, rows_are_free
+from onnxq.passes.migration import search
+from onnxq.passes.readings import Migration
+from onnxq.pipeline.loud import take_down
+from onnxq.pipeline.prepare import Prepared
 from onnxq.plan.budgets import Wishes
-from onnxq.plan.weights import least_squares
+from onnxq.plan.weights import rough_steps
 from onnxq.recipe import Recipe
-from onnxq.tune import batches_of
 from onnxq.types import Dataset, Feeds, Log, Silence
 from onnxq.types.target import target_of
 
 SAMPLE_ROWS = 512
 """Rows of each tensor on which migrations are compared."""
-TRIES = 10
-"""Clippings of a weight of few bits that are tried for every migration."""
 FEW = 4
 """Bits that a budget of bit operations or of a vendor's costs leaves most weights."""
 TABLE, NODE_BYTES, CHANNEL_BYTES = 10_000, 300, 9
 """Elements of an embedding table, which is stored in int8; about what a file takes per node, and per output channel
 for step, zero point and bias."""
-LOUD = 4.0
-"""A channel that reaches this many times as far as the one in the middle is loud."""
-GROUP_ROWS, GROUP_BATCH = 64, 8
-"""Rows on which loud channels are looked for."""
-GROUP_SAMPLES = 256
 COPY_GAIN = 0.25
 """Share by which a migration must lower the layers' error where it takes a Mul of its own."""
-LOUD_GAIN = 0.9
-"""The same, with weights of 8 bits, where it takes loud channels down: few rows say so, and where it matters the error
-falls a hundredfold.
-"""
 
 
 def migrates(settings: Recipe) -> bool:
@@ -54,7 +40,7 @@ def migrates(settings: Recipe) -> bool:
 
 
 def likely_bits(settings: Recipe, model: Model, float_bytes: int) -> int:
-    """Bits that migrations are chosen for: the fewest that a number of weights come to have.
+    """Bits that migrations are chosen for: those of the layers with fewest, or what a budget leaves on average.
 
     What helps weights of few bits helps others too, but not the other way round.
 
@@ -99,9 +85,13 @@ def migrate_norms(
     asked = (prepared.model, rows, settings.activation_bits, bits, log)
     choices = choose_migrations(*asked, seed=settings.seed)
     if settings.per_channel:  # with one step per weight, groups have been equalised, which needs no calibration
-        choices = {**choices, **choose_group_migrations(*asked, seed=settings.seed)}
+        choices = {**choices, **take_down(*asked, seed=settings.seed)}
     model = prepared.model.clone()
-    applied = passes.apply(model, passes.migrations(choices), probe)
+    try:
+        applied = passes.apply(model, passes.migrations(choices), probe)
+    except RewriteError as error:
+        log.warn(str(error))
+        return prepared
     return replace(prepared, model=model, passes=(*prepared.passes, *applied), migrations=choices)
 
 
@@ -156,80 +146,5 @@ def _search(pair: Pair, seen: ChannelRange, activation_bits: int, weight_bits: i
         low=seen.low.astype(np.float64),
         high=seen.high.astype(np.float64),
         least_gain=COPY_GAIN if pair.shared else None,
-        steps_of=_steps if weight_bits < 7 else None,
+        steps_of=rough_steps if weight_bits < 7 else None,
     )
-
-
-def _steps(matrix: Matrix, grid: Grid) -> npt.NDArray[np.float32]:
-    """Like those of the plan for few bits, but symmetric and from fewer clippings: here only their sizes matter."""
-    return least_squares(matrix.astype(np.float32), grid, 1, tries=TRIES)
-
-
-def choose_group_migrations(
-    model: Model,
-    rows: Dataset,
-    activation_bits: int = 8,
-    weight_bits: int = 8,
-    log: Log = Silence(),
-    *,
-    seed: int = 0,
-) -> Mapping[str, Migration]:
-    """The migration of each group of layers with loud channels, for `passes.migrate_groups.MigrateGroups`.
-
-    Args:
-        model: The prepared float model.
-        rows: Calibration rows, of which the first few serve.
-        activation_bits: Of what the layers read.
-        weight_bits: Of the layers' weights, which have a step per output channel.
-        log: Told the number of migrations.
-        seed: Of the sample of rows.
-
-    Returns:
-        Migrations without shifts by name of what a group's first producer writes; groups that gain nothing, and those
-        without a channel that reaches `LOUD` times as far as most, are left out.
-
-    Raises:
-        DataError: There are no rows, or they do not fit the model.
-    """
-    found = dict(named_groups(model))
-    if not found:
-        return {}
-    axes = {graph.name_of(layer.data): channel_axis(layer) for group in found.values() for layer in group.consumers}
-    log.stage("Looking for loud channels")
-    some = batches_of(rows, GROUP_BATCH, free=rows_are_free(model), limit=GROUP_ROWS)
-    seen = channel_ranges(model, some, axes, keep=GROUP_SAMPLES, seed=seed, progress=log.advance)
-    useful: dict[str, Migration] = {}
-    for name, group in found.items():
-        readers: dict[str, list[Layer]] = {}
-        for layer in group.consumers:
-            readers.setdefault(graph.name_of(layer.data), []).append(layer)
-        ranges = [seen[tensor] for tensor in readers]
-        if not all(each.finite and len(each.sample) for each in ranges) or not any(map(_is_loud, ranges)):
-            continue
-        readings = [
-            _reading(seen[tensor], [as_read(layer, found.values()) for layer in layers])
-            for tensor, layers in readers.items()
-        ]
-        migration = search_shared(readings, activation_bits, shift=False, least_gain=LOUD_GAIN)
-        if weight_bits < 7 and not migration.is_identity:
-            migration = search_shared(readings, activation_bits, weight_bits, shift=False, steps_of=_steps)
-        useful |= {} if migration.is_identity else {name: migration}
-    if useful:
-        log.note(f"loud channels hand their scale to the layers behind them: {len(useful)} of {len(found)} groups")
-    return useful
-
-
-def _is_loud(seen: ChannelRange) -> bool:
-    reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
-    return bool(reach.any()) and float(reach.max()) > LOUD * float(np.median(reach[reach > 0]))
-
-
-def _reading(seen: ChannelRange, kernels: Sequence[Kernel]) -> Reading:
-    """An activation and what reads it.
-
-    Channels that hardly moved count as if they reached as far as the middle one: other rows may move them.
-    """
-    reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
-    middle = np.median(reach[reach > 0]) if reach.any() else 0.0
-    high = np.maximum(seen.high, middle)
-    return Reading(seen.sample.astype(np.float64), kernels, seen.low.astype(np.float64), high.astype(np.float64))

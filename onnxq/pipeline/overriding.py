@@ -12,6 +12,7 @@ from onnxq.graph import Model
 from onnxq.grid import Grid
 from onnxq.hints import nearest
 from onnxq.overrides import Override, chosen, settle
+from onnxq.passes.split_identity import PARTS
 from onnxq.plan import Placement, Precision, Range
 from onnxq.recipe import Recipe
 from onnxq.types import Log, TensorStats
@@ -31,7 +32,7 @@ def kept_names(model: Model, settings: Recipe) -> list[str]:
             near = _near(pattern, nodes)
             raise UsageError(f"keep-float pattern {pattern!r} matches no node of the simplified model{near}")
         found += matched
-    return found
+    return found + [f"{name}{part}" for name in found for part in PARTS if f"{name}{part}" in nodes]
 
 
 def warn_of_idle(model: Model, placement: Placement, settings: Recipe, log: Log) -> None:

@@ -36,7 +36,7 @@ class Prepared:
         simplified: None, or why simplification was left out.
         gap: Largest difference of any output to the original's on the probe, relative to the output's range; None
             without a probe.
-        migrations: Scales that moved from normalisations into layers.
+        migrations: Scales that moved from normalisations and layers into the layers behind.
     """
 
     path: Path
@@ -140,7 +140,7 @@ def prepare_again(
         path: Its file.
         model: As `load_float` gave it; left as it is.
         rewrites: The passes that followed simplification.
-        migrations: Scales that then moved from normalisations into layers.
+        migrations: Scales that then moved into the layers behind.
         simplified: Whether the simplifier's result was used.
         rewritten: Whether that of the passes was.
     """

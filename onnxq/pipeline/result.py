@@ -156,7 +156,8 @@ class QuantizedModel:
 
 def left_out(settings: Recipe) -> tuple[str, ...]:
     """Rewrites that a recipe leaves out: by name, and those that its target gains nothing by."""
-    return (*settings.without, *(name for name in target_of(settings.target).without if name not in settings.without))
+    useless = (*target_of(settings.target).without, *(("SplitIdentity",) if settings.weight_only else ()))
+    return (*settings.without, *(name for name in useless if name not in settings.without))
 
 
 def packs(settings: Recipe, plan: QuantPlan) -> bool:

@@ -33,7 +33,7 @@ class Origin:
         rewritten: Whether the rewrites were.
         without: Rewrites that were left out.
         equalize: Whether channels of neighbouring layers were equalised.
-        migrations: Tensor -> ratios, shifts, scale and zero point of the scales that moved from its normalisation.
+        migrations: Tensor -> ratios, shifts, scale and zero point of the scales that moved from what makes it.
         packed: Whether weights of few bits are stored packed.
         learned: Whether codes and biases lie beside the plan.
         metadata: What the quantized file says about itself.

@@ -24,6 +24,8 @@ LOWEST_SHARE = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.6}
 """Bits -> the strongest clipping worth a try: long channels with heavy tails want about that."""
 CLIPPINGS = 25
 """That are tried, each with four places where codes can begin."""
+ROUGH = 10
+"""Clippings that are tried where only the sizes of steps matter."""
 
 
 def weight_grid(weight: Floats, bias: Floats | None, bits: int, axis: int | None, input_scale: float) -> WeightGrid:
@@ -76,6 +78,11 @@ def least_squares(weight: Floats, grid: Grid, axis: int | None, *, tries: int = 
         better = error < least
         best[better], least[better] = steps[better], error[better]
     return best
+
+
+def rough_steps(matrix: npt.NDArray[np.floating], grid: Grid) -> Floats:
+    """Steps per output of a weight [inputs, outputs], like those of few bits, but symmetric and from fewer tries."""
+    return least_squares(matrix.astype(np.float32), grid, 1, tries=ROUGH)
 
 
 def offset_least_squares(weight: Floats, bits: int, axis: int | None) -> tuple[Floats, npt.NDArray[np.int32]]:

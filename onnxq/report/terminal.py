@@ -73,6 +73,8 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
         table.add_row("agreement", "", _percent(agreement), f"95 % CI of {verdict.fidelity.rows} held-out rows")
     for name, sqnr in verdict.fidelity.sqnr_db.items():
         table.add_row("SQNR", "", f"{sqnr:.1f} dB", f"output {escape(name)}")
+    for name in verdict.fidelity.uneven:
+        table.add_row("SQNR", "", "-", f"output {escape(name)} has another shape: what is found differs")
     if run.blocks:
         table.add_row("blocks learned", "", f"{sum(block.kept for block in run.blocks)}", _gain(run.blocks))
     coverage = verdict.coverage
@@ -151,6 +153,8 @@ def print_evaluation(console: Console, model: str, found: Evaluation) -> None:
             console.print(f"agreement  {_percent(found.fidelity.agreement)}   (95 % CI of {found.fidelity.rows} rows)")
         for name, sqnr in found.fidelity.sqnr_db.items():
             console.print(f"SQNR       {sqnr:.2f} dB   (output {escape(name)})")
+        for name in found.fidelity.uneven:
+            console.print(f"SQNR       -   (output {escape(name)} has another shape: what is found differs)")
 
 
 def print_inspection(console: Console, found: Inspection) -> None:

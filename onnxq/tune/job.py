@@ -148,7 +148,7 @@ class ErrorSums:
     def add(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
         """Count one batch of outputs; what is infinite or NaN in `expected` is left out, what became so is lost."""
         for name, target in expected.items():
-            if target.dtype.kind != "f":
+            if target.dtype.kind != "f" or target.shape != found[name].shape:  # what a detector finds
                 continue
             usable = np.isfinite(target)
             wanted, given = target[usable].astype(np.float64), found[name][usable].astype(np.float64)
@@ -184,6 +184,7 @@ class DecisionSums(ErrorSums):
             if (
                 target.ndim == 2
                 and target.shape[1] > 1
+                and target.shape == found[name].shape
                 and np.isfinite(target).all()
                 and np.isfinite(found[name]).all()
             ):

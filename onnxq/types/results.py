@@ -58,12 +58,14 @@ class Fidelity:
         sqnr_db: Signal-to-quantization-noise ratio per output, decibels.
         agreement: Share of rows with the same arg-max, None where no output looks like logits.
         agreed: Which rows have the same arg-max.
+        uneven: Outputs that are in none of this, as the two models gave them different shapes: what a detector finds.
     """
 
     rows: int
     sqnr_db: Mapping[str, float]
     agreement: Interval | None
     agreed: PerRow | None = None
+    uneven: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ CUDA = Target(
     weight_bits=(4, 8),
     block=32,
     nbits=True,
-    without=CPU_ONLY,
+    without=(*CPU_ONLY, "SplitIdentity"),
     note="onnxruntime's CUDA provider has no integer kernels for convolutions and matrix products: the file computes "
     "in float16 (weights of 4 bits in MatMulNBits); for int8 on NVIDIA take --target tensorrt",
 )

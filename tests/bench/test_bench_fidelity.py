@@ -104,6 +104,18 @@ def test_what_cannot_be_compared_is_a_data_error(write, scores):
         compare(clean, Session(write(text, name="wide")), batches())
 
 
+def test_outputs_of_as_many_rows_as_were_found_are_left_out(write):
+    text = """g (float[N, 4] x) => (float[N, 4] z, float[K] y) {{
+        z = Relu(x) t = Constant<value = float[1] {{{}}}>() b = Greater(x, t) i = NonZero(b) j = Transpose(i)
+        y = GatherND(x, j) }}"""
+    one, other = (Session(write(text.format(bound), name=f"found{bound}")) for bound in (0.1, 0.3))
+    found = compare(one, other, batches())
+    assert found.uneven == ("y",)
+    assert found.sqnr_db == {"z": math.inf}
+    assert found.agreement.value == 1.0
+    assert compare(one, one, batches()).uneven == ()
+
+
 def test_top1_on_labelled_batches(scores):
     session = scores(np.zeros(4), "clean")
     eye = np.eye(4, dtype=np.float32)

@@ -9,7 +9,7 @@ from onnxq.passes.migrate_groups import as_read, named_groups
 from onnxq.passes.migration import search, search_shared
 from onnxq.passes.readings import Migration, Reading
 from onnxq.passes.rescale import kernel_of
-from onnxq.pipeline.migration import choose_group_migrations
+from onnxq.pipeline.loud import take_down
 from onnxq.types import Silence
 
 CHAIN = """g (float[N,6,8,8] x, float[16,6,3,3] v, float[16] c, float[16,1,3,3] d, float[8,16,3,3] w) =>
@@ -60,7 +60,7 @@ class Notes(Silence):
 @pytest.mark.parametrize(("made", "name"), [(chain, "h"), (residual, "a")])
 def test_loud_channels_are_found_and_taken_down_and_the_model_stays(made, name):
     m, log = made(), Notes()
-    chosen = choose_group_migrations(m, rows(), 8, 8, log)
+    chosen = take_down(m, rows(), 8, 8, log)
     assert name in chosen
     ratios = chosen[name].ratios
     assert not chosen[name].shifts.any()
@@ -72,7 +72,36 @@ def test_loud_channels_are_found_and_taken_down_and_the_model_stays(made, name):
     assert_same_outputs(before, run(m, rows()[0]), rtol=1e-4, atol=1e-3)
     assert MigrateGroups(chosen)(m) == 0
     assert name not in {each for each, _ in named_groups(m)}
-    assert choose_group_migrations(m, rows()) == {}
+    assert take_down(m, rows()) == {}
+
+
+MLP = """g (float[N,12] x, float[12,32] v, float[32,8] w) => (float[N,8] y) {
+    h = MatMul(x, v) r = Relu(h) y = MatMul(r, w)
+}"""
+
+
+def mlp():
+    f = np.ones(32, np.float32)
+    f[31] = 40.0
+    m = model(MLP, v=weights(12, 32) * f, w=weights(32, 8) / f[:, None])
+    graph.infer_shapes(m)
+    return m
+
+
+@pytest.mark.parametrize(("count", "found"), [(64, []), (500, []), (520, ["h"])])
+def test_ratios_rest_on_enough_values(count, found):
+    """A Gemm shows one value per row and channel; a Conv many."""
+    assert list(take_down(mlp(), [{"x": weights(count, 12)}])) == found
+
+
+def test_the_middle_is_that_of_channels_that_reach_anywhere():
+    m = mlp()
+    first = next(graph.nodes(m, "MatMul"))
+    scaled = graph.constant(first.inputs[1]).copy()
+    scaled[:, 31] /= 40.0  # nothing is loud
+    scaled[:, :24] *= 1e-6
+    graph.replace_constant(m, first, 1, scaled)
+    assert take_down(m, [{"x": weights(600, 12)}]) == {}
 
 
 def test_channels_are_not_centred():
@@ -80,7 +109,7 @@ def test_channels_are_not_centred():
     m = chain()
     conv = next(graph.nodes(m, "Conv"))
     graph.replace_constant(m, conv, 2, 60.0 * factors())
-    assert not choose_group_migrations(m, rows())["h"].shifts.any()
+    assert not take_down(m, rows())["h"].shifts.any()
 
 
 def test_a_channel_that_sleeps_on_these_rows_is_not_taken_up():
@@ -90,7 +119,7 @@ def test_a_channel_that_sleeps_on_these_rows_is_not_taken_up():
     kernel[7], bias[7] = 1e-6 * kernel[7], 1e-6
     graph.replace_constant(m, conv, 1, kernel)
     graph.replace_constant(m, conv, 2, bias)
-    ratios = choose_group_migrations(m, rows())["h"].ratios
+    ratios = take_down(m, rows())["h"].ratios
     assert ratios[7] > 0.2 * np.median(ratios)
 
 
@@ -98,13 +127,13 @@ def test_channels_of_one_size_are_not_even_compared(monkeypatch):
     def never(*given, **options):
         raise AssertionError
 
-    monkeypatch.setattr("onnxq.pipeline.migration.search_shared", never)
-    assert choose_group_migrations(chain(loud=False), rows()) == {}
+    monkeypatch.setattr("onnxq.pipeline.loud.search_shared", never)
+    assert take_down(chain(loud=False), rows()) == {}
 
 
 def test_a_model_without_groups_is_not_even_run():
     m = model("g (float[N,4] x, float[4,2] w) => (float[N,2] y) { y = MatMul(x, w) }", w=weights(4, 2))
-    assert choose_group_migrations(m, []) == {}
+    assert take_down(m, []) == {}
 
 
 def error(x, layers, ratios, bits=8):
@@ -151,6 +180,8 @@ def test_outputs_count_as_the_layers_behind_see_them(monkeypatch):
     np.testing.assert_array_equal(as_read(last, found), kernel_of(last))  # its result is the model's
     monkeypatch.setattr("onnxq.passes.migrate_groups.LARGE", wanted.size // 3)
     np.testing.assert_allclose(as_read(first, found), wanted[:, ::3], rtol=1e-6)
+    monkeypatch.setattr("onnxq.passes.migrate_groups.WIDE", 16 * 9 // 4)
+    np.testing.assert_allclose(as_read(first, found), wanted[:, ::4], rtol=1e-6)
 
 
 def test_activations_that_share_ratios_are_judged_together():

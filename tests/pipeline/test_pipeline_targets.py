@@ -283,7 +283,7 @@ def test_weights_with_one_step_have_been_equalised_without_rows(net, monkeypatch
     def never(*given, **options):
         raise AssertionError
 
-    monkeypatch.setattr("onnxq.pipeline.migration.choose_group_migrations", never)
+    monkeypatch.setattr("onnxq.pipeline.migration.take_down", never)
     assert not quantize(net, target="cpu", per_channel=False).prepared.migrations
 
 

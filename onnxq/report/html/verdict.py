@@ -102,6 +102,8 @@ def _cards(run: Summary, verdict: Verdict) -> Iterator[Html]:
             charts.share(sqnr / charts.BEST_DB, charts.level(sqnr)),
             f"output {name}, {fidelity.rows} held-out rows",
         )
+    for name in fidelity.uneven:
+        yield _card("SQNR", "\N{EN DASH}", "", f"output {name} has another shape: what is found differs")
     coverage = verdict.coverage
     yield _card(
         "Integer coverage",
