@@ -19,7 +19,8 @@ Examples:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Result.")
 @click.option("--floor-db", type=float, metavar="DB", help="Leave parallel branches apart whose fused kernel would "
-              "keep less than this signal-to-noise ratio at 8 bits; quantize uses 32.")  # fmt: skip
+              "keep less than this signal-to-noise ratio at 8 bits, and take identities out of those that keep less; "
+              "quantize uses 32.")  # fmt: skip
 @click.option("--equalize", is_flag=True, help="Equalise the channels of neighbouring layers, too.")
 @click.option("--without", multiple=True, metavar="REWRITE", help="Leave a rewrite out; repeatable.")
 @click.option("--shape", "shapes", multiple=True, metavar="INPUT:1,3,224,224", help="Size of a dynamic input; "

@@ -111,7 +111,7 @@ def require_known(names: Collection[str]) -> None:
             raise UsageError(f"there is no rewrite {name!r}; rewrites: {', '.join(known)}.{hint}")
 
 
-PASS_NAMES = tuple(dict.fromkeys(type(rewrite).__name__ for rewrite in rewrites(equalize=True)))
+PASS_NAMES = tuple(dict.fromkeys(type(rewrite).__name__ for rewrite in (*rewrites(equalize=True), *migrations({}))))
 """Names of the package's rewrites."""
 
 __all__ = [

@@ -83,9 +83,12 @@ def migrate_norms(
     """
     bits = likely_bits(settings, prepared.model, float_bytes)
     asked = (prepared.model, rows, settings.activation_bits, bits, log)
-    choices = choose_migrations(*asked, seed=settings.seed)
-    if settings.per_channel:  # with one step per weight, groups have been equalised, which needs no calibration
-        choices = {**choices, **take_down(*asked, seed=settings.seed)}
+    choices: dict[str, Migration] = {}
+    if "MigrateNorms" not in settings.without:
+        choices |= choose_migrations(*asked, seed=settings.seed)
+    # with one step per weight, groups have been equalised, which needs no calibration
+    if settings.per_channel and "MigrateGroups" not in settings.without:
+        choices |= take_down(*asked, seed=settings.seed)
     model = prepared.model.clone()
     try:
         applied = passes.apply(model, passes.migrations(choices), probe)

@@ -31,7 +31,8 @@ def reparam(
     Args:
         model: Path of the float model.
         floor_db: Leave parallel branches apart where their fused kernel would keep less than this signal-to-noise
-            ratio at 8 bits, as `quantize` does; None fuses whatever is exact in float.
+            ratio at 8 bits, and take identities out of kernels that keep less, as `quantize` does; None fuses whatever
+            is exact in float.
         equalize: Equalise the channels of neighbouring layers, too (for weights with one step per tensor).
         without: Names of passes to leave out.
         shapes: Sizes of dynamic inputs for the check.
