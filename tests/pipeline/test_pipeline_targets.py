@@ -271,7 +271,8 @@ def test_loud_channels_move_again_and_are_worth_it(tmp_path):
     factors = np.where(np.arange(16) == 5, 50.0, 1.0).astype(np.float32)[:, None, None]
     onnx.save(proto(text, v=weights(16, 8, 3, 3) * factors[..., None], w=weights(8, 16, 3, 3) / factors), path)
     rows = {"x": weights(80, 8, 6, 6)}
-    moved, left = (quantize(path, data=rows, target="cpu", without=names) for names in ((), ("MigrateGroups",)))
+    choices = ((), ("MigrateGroups",))
+    moved, left = (quantize(path, data=rows, target="cpu", migrate_norms=True, without=names) for names in choices)
     assert list(moved.prepared.migrations) == ["h"]
     assert not left.prepared.migrations
     assert moved.verdict.fidelity.sqnr_db["y"] > left.verdict.fidelity.sqnr_db["y"] + 10.0
@@ -284,7 +285,7 @@ def test_weights_with_one_step_have_been_equalised_without_rows(net, monkeypatch
         raise AssertionError
 
     monkeypatch.setattr("onnxq.pipeline.migration.take_down", never)
-    assert not quantize(net, target="cpu", per_channel=False).prepared.migrations
+    assert not quantize(net, target="cpu", migrate_norms=True, per_channel=False).prepared.migrations
 
 
 def test_a_model_in_another_place_is_named_and_another_model_refused(net, kept, tmp_path):
