@@ -117,7 +117,7 @@ def main() -> None:
     chosen = {subject.name: subject for subject in subjects(args.models, args.out)}
     for name, subject in chosen.items():
         subject.write_feeds(args.samples, args.out / "logs" / f"{name}.feeds")
-    keys = ("model", "bits", "base", "kind", "moments")
+    keys = ("model", "bits", "base", "kind", "moments", "stage", "iterations")
     for run_ in planned(list(chosen), args):
         if run_ in known:
             continue
