@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,12 @@ from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Model
 from onnxq.grid import Grid
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of, rows_are_free
-from onnxq.plan import Precision, Range, make_plan, place
+from onnxq.plan import Precision, Range, find_blocks, make_plan, place
 from onnxq.report.harden import HardenedLayer, Hardening, LowBits
 from onnxq.runtime import Session, SessionConfig
-from onnxq.tune import batches_of
+from onnxq.tune import TuneMoments, batches_of, walk
 from onnxq.tune.methods import find_device, require_torch
-from onnxq.types import Feeds, Fidelity, Log, Silence
+from onnxq.types import Feeds, Fidelity, Log, Silence, Tuned
 from onnxq.version import __version__
 
 if TYPE_CHECKING:
@@ -221,19 +221,22 @@ def _low_bits(
         sides = [_Side(model, rewrites, batches) for model in (original, trained)]
         for bits in BITS:
             log.step(f"W{bits} {'per channel' if per_channel else 'per tensor'}")
-            before, after = (
-                bench.compare(reference, Session(side.quantized(bits, per_channel), QUIET), held) for side in sides
-            )
+            before, after = (_nearest(reference, side.quantized(bits, per_channel), held) for side in sides)
             found.append(LowBits(bits, per_channel, before, after))
     return tuple(found)
+
+
+def _nearest(reference: Session, candidates: Iterable[Model], held: Sequence[Feeds]) -> Fidelity:
+    return max((bench.compare(reference, Session(model, QUIET), held) for model in candidates), key=_decibels)
 
 
 class _Side:
     """A float model made ready for quantization: rewritten, placed, observed."""
 
     def __init__(self, model: Model, rewrites: Sequence[passes.Pass], batches: Sequence[Feeds]) -> None:
-        self._model = model.clone()
+        self._model, self._batches = model.clone(), batches
         passes.apply(self._model, rewrites)
+        graph.infer_shapes(self._model)
         self._placement = place(self._model)
         if not self._placement.layers:
             raise UnsupportedError("nothing in this model can run in integers: there is nothing to harden it for.")
@@ -242,9 +245,13 @@ class _Side:
         grid, rule = Grid(8, signed=False, symmetric=False), RULES["mse"]
         self._ranges = {name: Range(*rule(stats, grid), "mse") for name, stats in seen.tensors.items()}
 
-    def quantized(self, bits: int, per_channel: bool) -> Model:
+    def quantized(self, bits: int, per_channel: bool) -> Iterator[Model]:
+        """By plain rounding, and with matched means and spreads, as `quantize` does it where that helps."""
         precision = Precision(weight_bits=bits, per_channel=per_channel)
-        return emit(self._model, make_plan(self._model, self._placement, self._ranges, precision))
+        plan = make_plan(self._model, self._placement, self._ranges, precision)
+        yield emit(self._model, plan)
+        tuned, _ = walk(self._model, Tuned(plan), find_blocks(self._model), [TuneMoments()], self._batches)
+        yield emit(self._model, tuned.plan, learned=tuned.layers)
 
 
 def _decibels(found: Fidelity) -> float:

@@ -105,7 +105,7 @@ def test_the_low_bit_errors_are_those_of_quantizing_the_files(source, hardened, 
     hardened.save(tmp_path / "hard.onnx")
     (entry,) = (e for e in hardened.report.low_bits if e.bits == 4 and e.per_channel == per_channel)
     path = source[0] if side == "before" else tmp_path / "hard.onnx"
-    settings = {"weight_bits": 4, "per_channel": per_channel, "ranges": "mse", "bn_tuning": False}
+    settings = {"weight_bits": 4, "per_channel": per_channel, "ranges": "mse"}
     made = quantize(path, source[1], checks=Checks(verify=False), **settings)
     found = bench.compare(Session(source[0]), Session(made.model), [{"x": source[1]["x"][7::8]}])
     assert found.sqnr_db["y"] == pytest.approx(getattr(entry, side).sqnr_db["y"], abs=0.3)
