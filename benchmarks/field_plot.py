@@ -16,6 +16,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 OURS = "onnxq-"
+OUR_MARKS, LEGEND = ("D", "s", "^"), 6
 TICKS = (0.25, 0.5, 1, 2, 4)
 STYLE = {"svg.hashsalt": "onnxq", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 
@@ -54,10 +55,11 @@ def draw(found: Mapping[str, Sequence[Row]], path: Path) -> None:
             for row in rows:
                 (x, left, right), (y, down, up) = bars(row)
                 ours = row["quantizer"].startswith(OURS)
-                color = "black" if ours else f"C{names.index(row['quantizer'])}"
+                place = names.index(row["quantizer"])
+                color, marker = ("black", OUR_MARKS[place % len(OUR_MARKS)]) if ours else (f"C{place}", "o")
                 axis.errorbar(
                     x, y, xerr=[[left], [right]], yerr=[[down], [up]], color=color, capsize=2, linewidth=1,
-                    marker="D" if ours else "o", markersize=6 if ours else 4, label=row["quantizer"],
+                    marker=marker, markersize=6 if ours else 4, label=row["quantizer"],
                 )  # fmt: skip
             axis.axvline(1.0, color="0.7", linewidth=1, zorder=0)
             axis.set_title(model, fontsize=9)
@@ -68,8 +70,9 @@ def draw(found: Mapping[str, Sequence[Row]], path: Path) -> None:
         axes[0][0].set_ylabel("same answer as the float model, %")
         marks = {label: mark for axis in axes[0] for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         kept = [name for name in names if name in marks]
-        figure.legend([marks[name] for name in kept], kept, loc="lower center", ncols=len(kept), frameon=False)
-        figure.tight_layout(rect=(0, 0.09, 1, 1))
+        columns = min(len(kept), LEGEND)
+        figure.legend([marks[name] for name in kept], kept, loc="lower center", ncols=columns, frameon=False)
+        figure.tight_layout(rect=(0, 0.07 * -(-len(kept) // LEGEND), 1, 1))
         figure.savefig(path, metadata={"Date": None})
 
 
