@@ -96,7 +96,7 @@ def _loud(
         ranges = {name: each for name, each in ranges.items() if _is_loud(each.values())}
         short = {name for name, each in ranges.items() if min(one.count for one in each.values()) < ENOUGH}
         loud |= {name: each for name, each in ranges.items() if name not in short}
-        wanted = {name: found[name] for name in short}
+        wanted = {name: group for name, group in wanted.items() if name in short}
         if not wanted:
             break
     return loud
