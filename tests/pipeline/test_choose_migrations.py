@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -5,6 +7,7 @@ from helpers import assert_same_outputs, model, proto, run, weights
 
 import onnxq
 from onnxq import graph
+from onnxq.errors import RewriteError
 from onnxq.overrides import Override
 from onnxq.passes import apply, migration
 from onnxq.passes.migrate import MigrateNorms
@@ -126,3 +129,19 @@ def test_a_group_normalization_whose_type_onnx_cannot_infer(tmp_path):
     rows = {"x": weights(24, 3, 6, 6, seed=3)}
     result = onnxq.quantize(tmp_path / "m.onnx", rows, checks=onnxq.Checks(time_it=False))
     assert result.verdict.fidelity.sqnr_db["y"] > 25
+
+
+def test_migrations_that_change_the_outputs_are_put_back(tmp_path, monkeypatch):
+    def refuses(*given):
+        raise RewriteError("MigrateNorms changed y")
+
+    path, warnings = tmp_path / "net.onnx", []
+    graph.save(made(), path)
+    fake = SimpleNamespace(apply=refuses, migrations=lambda choices: ())
+    monkeypatch.setattr("onnxq.pipeline.migration.passes", fake)
+    log = SimpleNamespace(**{name: lambda *given: None for name in ("stage", "step", "advance", "note")})
+    log.warn = warnings.append
+    found = onnxq.quantize(path, {"x": weights(40, 4, 8)}, checks=onnxq.Checks(verify=False), log=log)
+    assert "MigrateNorms changed y" in warnings
+    assert not found.prepared.migrations
+    assert found.plan.weights

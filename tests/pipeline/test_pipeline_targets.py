@@ -288,6 +288,19 @@ def test_weights_with_one_step_have_been_equalised_without_rows(net, monkeypatch
     assert not quantize(net, target="cpu", migrate_norms=True, per_channel=False).prepared.migrations
 
 
+def test_a_model_that_returns_as_many_rows_as_it_finds(tmp_path):
+    """As detectors do; what rounding finds more or less cannot be compared, neither in tuning nor in the end."""
+    path = tmp_path / "finder.onnx"
+    text = """g (float[N,3,8,8] x, float[8,3,3,3] w) => (float[K,C] y) {
+        h = Conv(x, w) r = Relu(h) t = Constant<value = float[1] {0.8}>() b = Greater(r, t) i = NonZero(b)
+        j = Transpose(i) v = GatherND(r, j) a = Constant<value = int64[1] {1}>() y = Unsqueeze(v, a) }"""
+    onnx.save(proto(text, w=0.3 * weights(8, 3, 3, 3)), path)
+    found = quantize(path, recipe="balanced", target="cpu")
+    assert found.verdict.fidelity.uneven == ("y",)
+    assert not found.verdict.fidelity.sqnr_db
+    assert found.plan.weights
+
+
 def test_a_model_in_another_place_is_named_and_another_model_refused(net, kept, tmp_path):
     path, result = kept
     moved = tmp_path / "plan.json"
