@@ -293,7 +293,8 @@ def test_a_model_that_returns_as_many_rows_as_it_finds(tmp_path):
     path = tmp_path / "finder.onnx"
     text = """g (float[N,3,8,8] x, float[8,3,3,3] w) => (float[K,C] y) {
         h = Conv(x, w) r = Relu(h) t = Constant<value = float[1] {0.8}>() b = Greater(r, t) i = NonZero(b)
-        j = Transpose(i) v = GatherND(r, j) a = Constant<value = int64[1] {1}>() y = Unsqueeze(v, a) }"""
+        j = Transpose(i) v = GatherND(r, j) a = Constant<value = int64[1] {1}>() u = Unsqueeze(v, a)
+        y = Concat<axis = 1>(u, u) }"""
     onnx.save(proto(text, w=0.3 * weights(8, 3, 3, 3)), path)
     found = quantize(path, recipe="balanced", target="cpu")
     assert found.verdict.fidelity.uneven == ("y",)
