@@ -45,13 +45,14 @@ Examples:
 @click.option("--preset", metavar="NAME", help="fast: min-max ranges. balanced (default): ranges by output error, "
               "layers' means and spreads tuned. light: the same, for bit budgets. advanced: weights, steps and biases "
               "learned with PyTorch; minutes. accurate: the same, longer. repapq, aquant, repq-vit: these "
-              "methods. fastest: balanced, placed by measured time.")  # fmt: skip
+              "methods. fastest: balanced, with placement and forms of products by measured time.")  # fmt: skip
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file, or the ONNX file "
               "of an earlier run; options given here replace its values.")  # fmt: skip
 @click.option("--target", metavar="NAME", help="What the file is for: auto (this machine, default), cpu, tensorrt, "
               "cuda, openvino, qnn or web.")  # fmt: skip
 @click.option("--placement", metavar="NAME", help="auto (default): layers go back to float by measured time if the "
-              "result would be slower than float. measured: by time anyway. rules: never.")  # fmt: skip
+              "result would be slower than float. measured: by time anyway, and products in their fastest form. "
+              "rules: never.")  # fmt: skip
 @click.option("--threads", type=int, help="Intra-op threads that latency is measured with (default 1).")
 @click.option("--weight-bits", type=int, help="2 to 8 (default 8); below 8 only the file shrinks, not the time.")
 @click.option("--codebook-bits", type=int, help="1 to 4: weights become indices into codebooks of their best values, "

@@ -4,7 +4,8 @@
 
 The runtime finds that operator by itself, but leaves the bias beside it: an Add over the whole result, and behind the
 int32 form of a bias a DequantizeLinear in every run. A third of a small transformer's nodes are such ones. Written out,
-the product is also sure to run in integers, whatever the session's settings are.
+the product is also sure to run in integers, whatever the session's settings are. And steps and z may be computed: a
+DynamicQuantizeLinear gives x the grid of the values that it has in this run.
 """
 
 from __future__ import annotations
@@ -88,3 +89,27 @@ def write_product(model: Model, layer: Layer, learned: LearnedLayer | None) -> N
     assert made is not None
     model.graph.remove([last, node] if last is not node else [node], safe=True)
     made.name = name
+
+
+def round_dynamically(model: Model, value: Value) -> None:
+    """Round a tensor that emitted products read to the range of its values in every run, in place.
+
+    Args:
+        model: With the products written.
+        value: The tensor, with its pair.
+
+    Raises:
+        UnsupportedError: Something else reads its codes, or nothing does.
+    """
+    rounding = next((node for node in graph.users(value) if node.op_type == "QuantizeLinear"), None)
+    readers = list(graph.users(rounding.outputs[0])) if rounding is not None else []
+    used = [node for node in readers if node.op_type != "DequantizeLinear" or any(graph.users(node.outputs[0]))]
+    if rounding is None or not used or any(node.op_type != OPERATOR for node in used):
+        raise UnsupportedError(
+            f"the plan rounds {value.name!r} in every run, but not all that read it are products with float results."
+        )
+    names = [f"{value.name}_{end}" for end in ("q_of_run", "scale_of_run", "zero_point_of_run")]
+    made = graph.add_wide_node(model, "DynamicQuantizeLinear", [value], names, before=rounding)
+    for node in used:
+        for place, operand in zip((0, 2, 4), made, strict=True):
+            node.replace_input_with(place, operand)

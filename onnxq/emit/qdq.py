@@ -27,7 +27,7 @@ from onnxq.emit.half import to_half
 from onnxq.emit.log_softmax import emit_log_softmax
 from onnxq.emit.packing import Packer
 from onnxq.emit.pairs import as_sum, codes_of, emit_constant, emit_pair, guard
-from onnxq.emit.products import has_float_result, write_product
+from onnxq.emit.products import has_float_result, round_dynamically, write_product
 from onnxq.emit.silu import write_silu
 from onnxq.emit.stored import dequantized, emit_bias, float_bias, int32_steps, steps_of
 from onnxq.emit.tables import store_table
@@ -93,6 +93,8 @@ def emit(
         emit_blocks(quantized, nodes[name], block, target, None if found is None else found.codes)
     for name, layer in written.items():
         write_product(quantized, layer, (learned or {}).get(name))
+    for name in plan.dynamic if fused else ():
+        round_dynamically(quantized, values[name])
     for name in plan.integer if fused else ():
         write_silu(quantized, nodes[name])
     if plan.half:
@@ -194,9 +196,10 @@ def _require(plan: QuantPlan, nodes: Mapping[str, Node], values: Mapping[str, Va
     for name in (*plan.tensors, *plan.constants, *plan.guards):
         if name not in values:
             raise UnsupportedError(f"the plan names the tensor {name!r}, which this model does not have.")
-    for name in plan.borders:
+    for name in (*plan.borders, *plan.dynamic):
         if name not in plan.tensors:
-            raise UnsupportedError(f"the plan gives {name!r} a rounding border, but does not quantize it.")
+            how = "gives {!r} a rounding border" if name in plan.borders else "rounds {!r} in every run"
+            raise UnsupportedError(f"the plan {how.format(name)}, but does not quantize it.")
     return TARGETS[plan.target]
 
 

@@ -12,6 +12,7 @@ from onnxq.graph.cut import sub_model
 from onnxq.graph.edit import (
     add_constant,
     add_node,
+    add_wide_node,
     bypass,
     forget_shapes,
     infer_shapes,
@@ -81,6 +82,7 @@ __all__ = [
     "add_constant",
     "add_node",
     "add_packed",
+    "add_wide_node",
     "as_bias",
     "atomic_path",
     "attribute",

@@ -92,6 +92,23 @@ def add_node(
     return output
 
 
+def add_wide_node(
+    model: ir.Model, op_type: str, inputs: Sequence[ir.Value], names: Sequence[str], *, before: ir.Node
+) -> tuple[ir.Value, ...]:
+    """Insert a node of several outputs in front of `before`; returns these.
+
+    Args:
+        model: Edited in place.
+        op_type: Operator of the standard domain.
+        inputs: Its inputs.
+        names: Wanted names of the outputs, the first one the node's, too; made unique.
+        before: The node behind it.
+    """
+    outputs = [ir.Value(name=unique_name(model, name)) for name in names]
+    model.graph.insert_before(before, ir.Node("", op_type, inputs, outputs=outputs, name=outputs[0].name))
+    return tuple(outputs)
+
+
 def redirect(
     old: ir.Value,
     new: ir.Value,

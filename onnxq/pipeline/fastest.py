@@ -94,7 +94,7 @@ def fastest(start: Placement, again: Again, clock: Clock, *, threads: int, alway
         seen.append(_nodes(newest))
         race = clock.race(best, newest)
         log.step(f"{len(newest.layers)} of {len(start.layers)} layers in integers: {race.to_float.value:.2f}x")
-        if race.to_best.high < 1:
+        if race.to_best.high < 1 and race.to_float.value < race.best_to_float.value:
             if best is not start:  # what is said was measured in one race
                 race = clock.race(start, newest)
             best, before, after = newest, race.best_to_float, race.to_float

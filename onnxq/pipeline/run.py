@@ -14,11 +14,11 @@ from onnxq.calibrate import LabelledDataset, Preprocess
 from onnxq.emit import emit
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Model
-from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.budgeting import Ask, allot, calibrated, describe, require_consistent
 from onnxq.pipeline.checkpoint import Clock, kept_clock
 from onnxq.pipeline.choice import Choice
 from onnxq.pipeline.explain import explained
+from onnxq.pipeline.forms import formed
 from onnxq.pipeline.migration import migrate_norms, migrates
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
@@ -26,7 +26,7 @@ from onnxq.pipeline.result import Checks, QuantizedModel, left_out, packs
 from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
 from onnxq.pipeline.tuning import Outcome, Workplace, keeps_progress, require_learning, require_place, tune
-from onnxq.pipeline.verify import too_slow, verify
+from onnxq.pipeline.verify import too_large, too_slow, verify
 from onnxq.pipeline.weight_only import guided_rounding, planned_weight_only, require_weight_only
 from onnxq.plan import Placement
 from onnxq.recipe import Recipe, plain, resolve
@@ -165,7 +165,9 @@ def _work(path: Path, loaded: Model, data: Data, settings: Recipe, log: Log) -> 
 def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> QuantizedModel:
     """Place, observe, plan, tune, emit, verify."""
     prepared, settings, log = work.prepared, work.settings, work.log
-    found_plan = _plan(work, keep, place, timed=checks.verify and checks.time_it)
+    target = target_of(settings.target)
+    timed = checks.verify and checks.time_it and target.on_cpu and not target.untimed
+    found_plan = _plan(work, keep, place, timed=timed)
     plan, observations, macs = found_plan.plan, found_plan.seen, found_plan.macs
     work = replace(work, placed=found_plan.placed)
     outcome = Outcome(Tuned(plan))
@@ -173,8 +175,8 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         place = replace(place, clock=Clock(work.key, found_plan.placed))
         outcome = tune(prepared.model, Tuned(plan), work.rows, settings, log, place)
     elif settings.weight_only:
-        outcome = guided_rounding(prepared.model, plan, work.rows, log)
-    tuned = outcome.tuned
+        outcome = guided_rounding(prepared.model, Tuned(plan), work.rows, log)
+    tuned, forms = formed(prepared, outcome.tuned, work.rows, settings, log) if timed else (outcome.tuned, None)
     quantized = _emitted(work, tuned)
     verdict = found = None
     if checks.verify:
@@ -187,6 +189,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
             macs,
             threads=threads,
             placed=work.placed,
+            formed=forms,
             seed=settings.seed,
             log=log,
         )
@@ -203,7 +206,7 @@ def _quantized(work: Work, checks: Checks, place: Workplace, keep: bool) -> Quan
         learned=tuned.layers,
         blocks=outcome.blocks,
         steps=outcome.steps,
-        missed=found_plan.missed or _too_large(work, quantized) or too_slow(settings, verdict),
+        missed=found_plan.missed or too_large(settings, work.path, quantized) or too_slow(settings, verdict),
         details=found,
         progress=place.progress if keeps_progress(settings) else None,
         ranges=ranges_of(prepared.model, work.rows) if checks.ranges else {},
@@ -244,7 +247,7 @@ def _plan(work: Work, keep: bool, place: Workplace, *, timed: bool) -> Plan:
     blocks = blocks_of(model, settings)
     placement, seen = observe(model, work.rows, settings, log, blocks)
     placed = None
-    if timed and target.on_cpu and not target.untimed:
+    if timed:
         kept = kept_clock(place.progress, work.key) if place.progress is not None and keeps_progress(settings) else None
         faster = measured(work.prepared, placement, seen, work.rows, settings, log, kept)
         placement, placed = faster.placement, faster.placed
@@ -274,15 +277,6 @@ def _emitted(work: Work, tuned: Tuned) -> Model:
     work.log.stage("Writing the quantized graph")
     packed = packs(work.settings, tuned.plan)
     return emit(work.prepared.model, tuned.plan, work.provenance, tuned.layers, packed=packed, fused=True)
-
-
-def _too_large(work: Work, quantized: Model) -> str:
-    """Why the file is larger than asked for; "" where it is not."""
-    limit = work.settings.wishes.max_size
-    if limit is None:
-        return ""
-    most, found = limit.of(graph.disk_bytes(work.path)), written_bytes(quantized)
-    return "" if found <= most else f"the size {work.settings.max_size} is not met: the file has {found} bytes."
 
 
 def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:

@@ -14,10 +14,11 @@ import numpy as np
 
 from onnxq import bench, graph
 from onnxq.graph import Model
+from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.prepare import Prepared, probe_of
 from onnxq.recipe import Recipe
 from onnxq.runtime import PROVIDERS, Session, SessionConfig, available_providers
-from onnxq.types import Array, Coverage, Dataset, Feeds, FloatNode, Latency, Log, Placed, QuantPlan, Verdict
+from onnxq.types import Array, Coverage, Dataset, Feeds, FloatNode, Formed, Latency, Log, Placed, QuantPlan, Verdict
 from onnxq.types.target import TARGETS, Target
 
 COMPARED_ROWS = 256
@@ -39,6 +40,7 @@ def verify(
     *,
     threads: int = 1,
     placed: Placed | None = None,
+    formed: Formed | None = None,
     seed: int = 0,
     log: Log,
 ) -> Verdict:
@@ -52,6 +54,7 @@ def verify(
         macs: Multiply-accumulates per row by node name.
         threads: Intra-op threads to measure the latency ratio with; 0 does not measure it.
         placed: What measured placement changed.
+        formed: What was gained by other forms of products.
         seed: Of the bootstrap.
         log: Progress.
     """
@@ -82,6 +85,7 @@ def verify(
         optimized_gap=gap,
         warnings=tuple(_warnings(plan, coverage, latency, gap, prepared.path, size, placed)),
         placed=placed,
+        formed=formed,
         notes=notes,
     )
 
@@ -182,6 +186,15 @@ def too_slow(settings: Recipe, verdict: Verdict | None) -> str:
         return ""
     ratio = quick.median_ms / plain.median_ms
     return f"the latency {settings.max_latency} is not met: {quick.median_ms:.3f} ms, {ratio:.2f}x, was measured."
+
+
+def too_large(settings: Recipe, source: Path, quantized: Model) -> str:
+    """Why the file is larger than asked for; "" where it is not."""
+    limit = settings.wishes.max_size
+    if limit is None:
+        return ""
+    most, found = limit.of(graph.disk_bytes(source)), written_bytes(quantized)
+    return "" if found <= most else f"the size {settings.max_size} is not met: the file has {found} bytes."
 
 
 def _warnings(

@@ -64,8 +64,9 @@ def planned_weight_only(model: Model, rows: Dataset, settings: Recipe, log: Log)
     return plan, calibrate.observe(model, few, (), bench.matrix_tensors(model), seed=settings.seed)  # type: ignore[arg-type]
 
 
-def guided_rounding(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> Outcome:
-    """Codes of blocks of 4 bits that make the products most exact, if the outputs gain."""
+def guided_rounding(model: Model, tuned: Tuned, rows: Dataset, log: Log) -> Outcome:
+    """Codes of blocks of 4 bits that make the products most exact, if the outputs gain; all else stays as it is."""
+    plan = tuned.plan
     nodes = graph.node_names(model)
     readers: dict[str, list[Layer]] = {}
     widths: dict[str, int] = {}
@@ -75,7 +76,7 @@ def guided_rounding(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> O
             readers.setdefault(graph.name_of(layer.data), []).append(layer)
             widths[graph.name_of(layer.data)] = len(layer.weight)
     if not readers:
-        return Outcome(Tuned(plan))
+        return Outcome(tuned)
     log.stage("Rounding weights")
     count = sum(map(len, readers.values()))
     codes: dict[str, LearnedLayer] = {}
@@ -91,5 +92,5 @@ def guided_rounding(model: Model, plan: QuantPlan, rows: Dataset, log: Log) -> O
                 log.step(f"{len(codes)} of {count} layers")
     judge = Judge(model, rows)
     said = "weights stay rounded to the nearest: rounding with feedback does not help this model"
-    tuned = judge.better("rounding with feedback", Tuned(plan), Tuned(plan, codes), said, log)
-    return Outcome(tuned, (), tuple(judge.steps))
+    guided = Tuned(plan, {**tuned.layers, **codes})
+    return Outcome(judge.better("rounding with feedback", tuned, guided, said, log), (), tuple(judge.steps))

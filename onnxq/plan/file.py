@@ -71,6 +71,7 @@ def plan_from_json(text: str, where: str = "plan") -> QuantPlan:
             },
             blocks={key: _block(value, f"{where}: block {key}") for key, value in document.get("blocks", {}).items()},
             half=_names(document.get("half", []), "half", where),
+            dynamic=_names(document.get("dynamic", []), "dynamic", where),
         )
     except KeyError as error:
         raise InputError(f"{where} lacks the key {error}.") from error

@@ -56,6 +56,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "latency_ratio": _interval(verdict.latency[1].ratio) if len(verdict.latency) > 1 else None,
         "optimized_gap_steps": verdict.optimized_gap,
         "measured_placement": None if verdict.placed is None else asdict(verdict.placed),
+        "measured_products": None if verdict.formed is None else asdict(verdict.formed),
         "warnings": list(verdict.warnings),
         "notes": list(verdict.notes),
     }

@@ -60,6 +60,8 @@ def _verdict_table(run: Summary, verdict: Verdict) -> Table:
         table.add_row(threads, f"{plain.median_ms:.3f} ms", f"{quick.median_ms:.3f} ms", quick.words)
     if verdict.placed is not None:
         table.add_row("measured placement", "", "", verdict.placed.words)
+    if verdict.formed is not None:
+        table.add_row("measured products", "", "", verdict.formed.words)
     if run.evaluation is not None and run.evaluation.accuracy is not None:
         base = run.evaluation.reference_accuracy
         table.add_row(

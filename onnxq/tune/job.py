@@ -111,6 +111,7 @@ def restrict(plan: QuantPlan, model: Model) -> QuantPlan:
         log_softmax={name: grid for name, grid in plan.log_softmax.items() if name in nodes},
         blocks={name: grid for name, grid in plan.blocks.items() if name in nodes},
         half=tuple(name for name in plan.half if name in nodes),
+        dynamic=tuple(name for name in plan.dynamic if name in values),
     )
 
 

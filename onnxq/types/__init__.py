@@ -31,7 +31,7 @@ from onnxq.types.results import (
     Verdict,
 )
 from onnxq.types.rewriting import Applied, Rewriting
-from onnxq.types.speed import Change, Comparison, Interval, Latency, Peak, Placed, Roof, Work, compare_words
+from onnxq.types.speed import Change, Comparison, Formed, Interval, Latency, Peak, Placed, Roof, Work, compare_words
 from onnxq.types.target import BlockGrid
 from onnxq.types.tuning import TuningStep
 from onnxq.types.weights import WeightGrid
@@ -52,6 +52,7 @@ __all__ = [
     "Feeds",
     "Fidelity",
     "FloatNode",
+    "Formed",
     "InputSpec",
     "Inspection",
     "Interval",

@@ -188,6 +188,8 @@ class QuantPlan:
         borders: Rounding borders of some of `tensors`; float operators shift the values in front of QuantizeLinear.
         log_softmax: Softmax nodes whose result the nodes of `integer` read from a logarithmic grid.
         blocks: MatMul nodes with weights in blocks and float activations. half: Nodes that compute in float16.
+        dynamic: Those of `tensors` that the runtime rounds to the range of their values in every run, where the target
+            has a product for it; elsewhere, and while learning, their grid holds.
     """
 
     target: str
@@ -204,6 +206,7 @@ class QuantPlan:
     log_softmax: Mapping[str, LogGrid] = field(default_factory=dict)
     blocks: Mapping[str, BlockGrid] = field(default_factory=dict)
     half: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
     @property
     def simulated(self) -> bool:

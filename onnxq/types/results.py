@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnxq.types.flow import BlockResult, InputSpec, QuantPlan
 from onnxq.types.outliers import TensorOutliers
 from onnxq.types.paired import Paired, PerRow
-from onnxq.types.speed import Interval, Latency, Placed
+from onnxq.types.speed import Formed, Interval, Latency, Placed
 from onnxq.types.tuning import TuningStep
 
 
@@ -82,6 +82,7 @@ class Verdict:
             its output's grid; NaN where the provider's kernels were not run.
         warnings: Sentences the user must read.
         placed: What measured placement changed; None where it was not at work.
+        formed: What other forms of products gained; None where none were timed.
         notes: What was not measured, and why.
     """
 
@@ -93,6 +94,7 @@ class Verdict:
     optimized_gap: float
     warnings: tuple[str, ...] = ()
     placed: Placed | None = None
+    formed: Formed | None = None
     notes: tuple[str, ...] = ()
 
 

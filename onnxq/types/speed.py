@@ -216,3 +216,35 @@ class Placed:
             return f"the rules' placement is kept, {self.before.value:.2f}x of float's time ({tried})"
         gained = f"{self.before.value:.2f}x -> {self.after.value:.2f}x of float's time"
         return f"{len(self.back)} of {self.layers} layers back in float, {gained}"
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Products that are computed in another form than on a fixed grid, because the clock said so.
+
+    Attributes:
+        kinds: Kinds of products that were timed.
+        dynamic: Layers whose input is rounded to its own range in every run.
+        blocks: Layers with weights in blocks, which round their input themselves.
+        before: Time of the network with fixed grids alone, as a share of the float file's; None where no other network
+            was timed.
+        after: The same of the network with other forms; None where none was kept.
+        refused: Why what the kinds promised was not kept; "" where nothing was refused.
+    """
+
+    kinds: int
+    dynamic: tuple[str, ...]
+    blocks: tuple[str, ...]
+    before: Interval | None = None
+    after: Interval | None = None
+    refused: str = ""
+
+    @property
+    def words(self) -> str:
+        """What was gained, in one phrase."""
+        timed = f"{self.kinds} kind{'s' if self.kinds != 1 else ''} timed"
+        if self.before is None or self.after is None:
+            return f"fixed grids are kept ({timed}{'; ' if self.refused else ''}{self.refused})"
+        parts = ((self.dynamic, "rounded in every run"), (self.blocks, "in blocks"))
+        forms = ", ".join(f"{len(names)} {how}" for names, how in parts if names)
+        return f"{forms}: {self.before.value:.2f}x -> {self.after.value:.2f}x of float's time"

@@ -148,3 +148,58 @@ def test_a_product_of_matrices_is_a_gemm_already():
     assert not list(products(written))
     assert kernels(written) == ["QuantizeLinear", "QGemm"]
     assert graph.to_bytes(written) == graph.to_bytes(paired)
+
+
+SHARED = """g (float[n,t,5] x, float[5,7] w, float[7] b, float[5,7] v) => (float[n,t,7] y, float[n,t,7] z) {
+    [p] h = MatMul(x, w) [s] y = Add(h, b) [q] z = MatMul(x, v)
+}"""
+
+
+def of_run(array):
+    """The grid that DynamicQuantizeLinear gives, and what it makes of `array`."""
+    low, high = min(array.min(), 0), max(array.max(), 0)
+    scale = np.float32((high - low) / 255)
+    zero = np.rint(np.clip(-low / scale, 0, 255))
+    return (np.clip(np.rint(array / scale) + zero, 0, 255) - zero) * scale
+
+
+@pytest.mark.parametrize("text", [BIASED, BARE, LOUD, SHARED], ids=["biased", "bare", "read twice", "shared"])
+def test_a_tensor_rounded_in_every_run_has_the_grid_of_that_run(text):
+    m = model(text, **{name: array for name, array in (CONSTANTS | {"v": weights(5, 7, seed=4)}).items()
+                       if f" {name}" in text})  # fmt: skip
+    plan, _ = quantized(m, {"x": X})
+    written = emit(m, replace(plan, dynamic=("x",)), fused=True)
+    (rounding,) = graph.nodes(written, "DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear")
+    assert rounding.op_type == "DynamicQuantizeLinear"
+    for factor in (1.0, 50.0):  # far outside of the plan's grid, too
+        feeds = {"x": X * np.float32(factor)}
+        got = run(written, feeds, optimize="all")
+        wanted = run(_plain(m, plan), {"x": of_run(feeds["x"]).astype(np.float32)})
+        for name, array in wanted.items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=2e-4 * np.abs(array).max())
+
+
+def _plain(m, plan):
+    """The float model with its weights rounded."""
+    rounded = m.clone()
+    for name, grid in plan.weights.items():
+        node = graph.node_names(rounded)[name]
+        layer = graph.layer_of(node)
+        codes = weight_codes(layer, grid).astype(np.float32)
+        graph.replace_constant(rounded, node, 1, codes * np.asarray(grid.scales, np.float32))
+    return rounded
+
+
+def test_pairs_keep_the_fixed_grid():
+    m, plan, paired, _ = both(BIASED)
+    assert graph.to_bytes(emit(m, replace(plan, dynamic=("x",)))) == graph.to_bytes(paired)
+
+
+def test_only_products_can_read_the_grid_of_a_run():
+    gemm = """g (float[n,5] x, float[5,7] w, float[7] b) => (float[n,7] y) { [p] y = Gemm(x, w, b) }"""
+    m = made(gemm)
+    plan, _ = quantized(m, {"x": X[0]})
+    with pytest.raises(UnsupportedError, match="the plan rounds 'x' in every run, but not all that read it"):
+        emit(m, replace(plan, dynamic=("x",)), fused=True)
+    with pytest.raises(UnsupportedError, match="the plan rounds 'y' in every run, but does not quantize it"):
+        emit(m, replace(plan, dynamic=("y",)), fused=True)

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from onnxq.report import words
 from onnxq.report.html import charts
 from onnxq.report.html.markup import Content, Html, section, tag
-from onnxq.types import Evaluation, Latency, Placed, Summary, Verdict
+from onnxq.types import Evaluation, Latency, Summary, Verdict
 
 
 def headline(run: Summary) -> Html:
@@ -81,7 +81,7 @@ def _cards(run: Summary, verdict: Verdict) -> Iterator[Html]:
         f"{words.percent(left)} of the float file's {words.size(verdict.float_bytes)}",
     )
     for latency in verdict.latency[1:]:
-        yield _latency_card(verdict.latency[0], latency, verdict.placed)
+        yield _latency_card(verdict.latency[0], latency, verdict)
     if run.evaluation is not None and run.evaluation.accuracy is not None:
         yield _accuracy_card(run.evaluation)
     fidelity = verdict.fidelity
@@ -116,7 +116,7 @@ def _cards(run: Summary, verdict: Verdict) -> Iterator[Html]:
     )
 
 
-def _latency_card(plain: Latency, quick: Latency, placed: Placed | None) -> Html:
+def _latency_card(plain: Latency, quick: Latency, verdict: Verdict) -> Html:
     ratio = quick.ratio
     setting = f"{quick.provider}, {words.times(quick.threads, 'thread', 'threads')}, batch {quick.batch}"
     picture = None
@@ -133,7 +133,8 @@ def _latency_card(plain: Latency, quick: Latency, placed: Placed | None) -> Html
         quick.words,
         f"float {plain.median_ms:.3f} ms; median of {len(quick.samples_ms)} calls, 95th percentile "
         f"{quick.p95_ms:.3f} ms",
-        None if placed is None else f"measured placement: {placed.words}",
+        None if verdict.placed is None else f"measured placement: {verdict.placed.words}",
+        None if verdict.formed is None else f"measured products: {verdict.formed.words}",
     )
 
 

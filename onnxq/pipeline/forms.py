@@ -1,0 +1,240 @@
+"""The form of every product with a float result, by the clock: a fixed grid, the grid of each run, or blocks.
+
+    fixed    QuantizeLinear with a calibrated grid, one for all that read the tensor
+    dynamic  DynamicQuantizeLinear: no range to calibrate, but to be found in every run
+    blocks   MatMulNBits rounds its input by itself; weights as they are in memory, which is all that counts for one row
+
+A site is a tensor with the products that read it. Sites of equal shapes are of one kind; the first of each kind is run
+alone in all forms, in turns, and the forms that beat the fixed one beyond doubt make a network. It is kept only if it
+is faster than the network with fixed grids beyond doubt, too, and about as exact: the grid of a run has the range of
+its largest value, which long tails make coarse, and what was learned for a weight is lost in blocks. So all this comes
+behind tuning.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onnxq import bench, graph
+from onnxq.emit import emit
+from onnxq.emit.products import has_float_result
+from onnxq.graph import Layer, Model
+from onnxq.pipeline.planning import some_rows
+from onnxq.pipeline.prepare import Prepared, rows_are_free
+from onnxq.pipeline.weight_only import guided_rounding
+from onnxq.plan.weight_only import BLOCK
+from onnxq.recipe import Recipe
+from onnxq.runtime import Session
+from onnxq.tune.job import restrict
+from onnxq.types import BlockGrid, Dataset, Feeds, Formed, Interval, Log, QuantPlan, Tuned
+from onnxq.types.target import TARGETS
+
+LOSS_DB = 0.5
+"""What another form may cost of the outputs' signal-to-noise ratio."""
+ROWS = 32
+"""Calibration rows that judge it."""
+SECONDS = (0.15, 1.0)
+"""Time per form of a kind, and per network."""
+LEAST_ROUNDS = 15
+Form = Callable[[QuantPlan, "Site"], QuantPlan]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor and the products that read its codes.
+
+    Attributes:
+        tensor: Its name.
+        layers: The products, by node name.
+    """
+
+    tensor: str
+    layers: Mapping[str, Layer]
+
+    def kind(self, shape: tuple[int, ...]) -> tuple[object, ...]:
+        """What the time of a site depends on, if the tensor is of `shape`."""
+        return (shape, *((layer.weight.shape, layer.bias is None) for layer in self.layers.values()))
+
+
+def sites(model: Model, plan: QuantPlan) -> list[Site]:
+    """The tensors of `plan` that nothing but products with float results read, in graph order."""
+    nodes, values = graph.node_names(model), graph.value_map(model)
+    layers = {name: layer for name in plan.weights if not isinstance(layer := graph.layer_of(nodes[name]), str)}
+    products = {name for name, layer in layers.items() if has_float_result(layer, plan)}
+    found = []
+    for tensor, grid in plan.tensors.items():
+        value, inside = values[tensor], set(plan.integer)
+        readers = {str(node.name): node for node in graph.users(value) if str(node.name) in inside}
+        free = readers and not grid.everywhere and tensor not in plan.borders
+        if free and readers.keys() <= products and all(layers[name].data is value for name in readers):
+            found.append(Site(tensor, {name: layers[name] for name in readers}))
+    return found
+
+
+def dynamic(plan: QuantPlan, site: Site) -> QuantPlan:
+    """`plan` with the tensor of `site` rounded to its range in every run."""
+    return replace(plan, dynamic=(*plan.dynamic, site.tensor))
+
+
+def blocks(plan: QuantPlan, site: Site) -> QuantPlan:
+    """`plan` with the weights of `site` in blocks of 4 or 8 bits, no fewer than they have, and its tensor in float."""
+    grids = {name: BlockGrid(4 if plan.weights[name].bits <= 4 else 8, BLOCK) for name in site.layers}
+    return replace(
+        plan,
+        tensors={name: grid for name, grid in plan.tensors.items() if name != site.tensor},
+        weights={name: grid for name, grid in plan.weights.items() if name not in grids},
+        integer=tuple(name for name in plan.integer if name not in grids),
+        guards=tuple(name for name in plan.guards if name != site.tensor),
+        blocks={**plan.blocks, **grids},
+    )
+
+
+def fits_blocks(plan: QuantPlan, site: Site) -> bool:
+    """Whether every weight of `site` has even steps and a block of inputs at least."""
+    return all(len(layer.weight) >= BLOCK and not plan.weights[name].values for name, layer in site.layers.items())
+
+
+def looks(settings: Recipe, plan: QuantPlan) -> bool:
+    """Whether a recipe asks for the fastest form: measured placement or a limit of time, and nothing about bytes."""
+    asked = settings.placement == "measured" or bool(settings.max_latency)
+    bytes_count = settings.max_size or settings.avg_bits or settings.max_bops or settings.max_cost
+    return asked and not bytes_count and not plan.simulated and TARGETS[plan.target].fused
+
+
+def formed(prepared: Prepared, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log) -> tuple[Tuned, Formed | None]:
+    """The plan with every product in its fastest form, and what that gained; None where nothing was timed.
+
+    Args:
+        prepared: The float file and the float graph.
+        tuned: With fixed grids.
+        rows: Calibration rows; one is timed, some judge.
+        settings: Say whether to look, and with how many threads.
+        log: Progress.
+    """
+    found = sites(prepared.model, tuned.plan) if looks(settings, tuned.plan) else []
+    if not found:
+        return tuned, None
+    log.stage("Looking for the fastest form of products")
+    feeds = next(iter(rows))
+    one = {name: value[:1] for name, value in feeds.items()} if rows_are_free(prepared.model) else feeds
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        contest = _Contest(prepared, tuned, one, settings, Path(folder))
+        kinds = contest.kinds(found)
+        won = []
+        for members in kinds.values():
+            forms = contest.faster(members[0])
+            won += [(site, forms) for site in members]
+        return _kept(contest, won, rows, len(kinds), log)
+
+
+def _kept(
+    contest: _Contest, won: Sequence[tuple[Site, Sequence[Form]]], rows: Dataset, kinds: int, log: Log
+) -> tuple[Tuned, Formed]:
+    """The first of the combinations that is faster as a whole, and exact enough."""
+    refused, before = "", None
+    for forms in _combinations(won):
+        made = contest.made(forms, rows, log)
+        names = {form: tuple(n for site, f in forms if f is form for n in site.layers) for form in (dynamic, blocks)}
+        lost = contest.loss(made, rows)
+        if lost > LOSS_DB:
+            refused = f"faster forms cost {lost:.1f} dB"
+            log.step(refused)
+            continue
+        to_fixed, before, after = contest.race(made)
+        log.step(f"{len(names[dynamic])} rounded in every run, {len(names[blocks])} in blocks: {after.value:.2f}x")
+        if to_fixed.high < 1 and after.value < before.value:
+            return made, Formed(kinds, names[dynamic], names[blocks], before, after)
+        refused = "no faster together"
+    return contest.fixed, Formed(kinds, (), (), before, None, refused)
+
+
+def _combinations(won: Sequence[tuple[Site, Sequence[Form]]]) -> Iterator[list[tuple[Site, Form]]]:
+    """The fastest form of every site, then either form alone where it won; nothing twice, and not nothing."""
+    parts = [[(site, forms[0]) for site, forms in won if forms]]
+    parts += [[(site, form) for site, forms in won if form in forms] for form in (blocks, dynamic)]
+    for index, part in enumerate(parts):
+        if part and part not in parts[:index]:
+            yield part
+
+
+class _Contest:
+    """Times forms of one model's products, and networks made of them.
+
+    Attributes:
+        fixed: Fixed grids everywhere.
+    """
+
+    def __init__(self, prepared: Prepared, tuned: Tuned, feeds: Feeds, settings: Recipe, folder: Path) -> None:
+        self._prepared, self._feeds, self._settings, self._folder = prepared, feeds, settings, folder
+        self._values: Feeds = {}
+        self._count = 0
+        self.fixed = tuned
+        self._file = self._saved(prepared.model, tuned)
+
+    def made(self, forms: Sequence[tuple[Site, Form]], rows: Dataset, log: Log) -> Tuned:
+        """The network with some sites in other forms; 4-bit blocks rounded with what they read."""
+        plan = self.fixed.plan
+        for site, form in forms:
+            plan = form(plan, site)
+        kept = {name: layer for name, layer in self.fixed.layers.items() if name in plan.weights}
+        return guided_rounding(self._prepared.model, Tuned(plan, kept), rows, log).tuned
+
+    def kinds(self, found: Sequence[Site]) -> dict[tuple[object, ...], list[Site]]:
+        """Sites of equal shapes."""
+        inner = [site.tensor for site in found if site.tensor not in self._feeds]
+        opened = graph.with_outputs(self._prepared.model, inner, keep=False)
+        made = Session(opened).run(self._feeds) if inner else {}
+        self._values = {**self._feeds, **made}
+        kinds: dict[tuple[object, ...], list[Site]] = {}
+        for site in found:
+            kinds.setdefault(site.kind(self._values[site.tensor].shape), []).append(site)
+        return kinds
+
+    def faster(self, site: Site) -> tuple[Form, ...]:
+        """The forms that beat the fixed grid at `site` beyond doubt, the fastest first."""
+        ends = [graph.name_of((layer.bias_add or layer.node).outputs[0]) for layer in site.layers.values()]
+        part = graph.sub_model(self._prepared.model, [site.tensor], ends)
+        plan = self.fixed.plan
+        tried: list[Form] = [dynamic, *([blocks] if fits_blocks(plan, site) else [])]
+        plans = [plan, *(form(plan, site) for form in tried)]
+        files = [self._saved(part, Tuned(restrict(each, part))) for each in plans]
+        times = self._times(files, {site.tensor: self._values[site.tensor]}, SECONDS[0])
+        ratios = [bench.ratio_interval(own, times[0], self._settings.seed) for own in times[1:]]
+        order = sorted(range(len(tried)), key=lambda index: ratios[index].value)
+        return tuple(tried[index] for index in order if ratios[index].high < 1)
+
+    def race(self, made: Tuned) -> tuple[Interval, Interval, Interval]:
+        """Time of `made` as a share of the fixed grids', that of these as a share of float's, and that of `made`."""
+        files = [self._prepared.path, self._file, self._saved(self._prepared.model, made)]
+        plain, fixed, new = self._times(files, self._feeds, SECONDS[1])
+        pairs = ((new, fixed), (fixed, plain), (new, plain))
+        one, two, three = (bench.ratio_interval(a, b, self._settings.seed) for a, b in pairs)
+        return one, two, three
+
+    def loss(self, made: Tuned, rows: Dataset) -> float:
+        """Decibels that `made` loses against the fixed grids, at the output that loses most."""
+        files, some = (self._file, self._saved(self._prepared.model, made)), some_rows(rows, ROWS, self._prepared.model)
+        reference = Session(self._prepared.path)
+        fixed, new = (bench.compare(reference, Session(file), some).sqnr_db for file in files)
+        return max((fixed[name] - new[name] for name in fixed if name in new), default=0.0)
+
+    def _times(self, files: Sequence[Path], feeds: Feeds, seconds: float) -> list[tuple[float, ...]]:
+        found = bench.measure(
+            files,
+            threads=(self._settings.threads,),
+            batches=(len(next(iter(feeds.values()))),),
+            feeds=feeds,
+            seconds=seconds,
+            min_rounds=LEAST_ROUNDS,
+            seed=self._settings.seed,
+        )
+        return [latency.samples_ms for latency in found]
+
+    def _saved(self, model: Model, tuned: Tuned) -> Path:
+        path = self._folder / f"{self._count}.onnx"
+        self._count += 1
+        graph.save(emit(model, tuned.plan, learned=tuned.layers, fused=True), path)
+        return path

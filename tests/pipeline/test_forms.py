@@ -1,0 +1,287 @@
+"""Forms of products by the clock: what is looked at, what is kept, and what the file then holds."""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from helpers import model, proto, run, weights
+
+import onnxq
+from onnxq import graph
+from onnxq.emit import emit
+from onnxq.pipeline import forms
+from onnxq.pipeline.fastest import Found
+from onnxq.pipeline.forms import Site, blocks, dynamic, fits_blocks, looks, sites
+from onnxq.plan import Precision, Range, make_plan, place
+from onnxq.recipe import Recipe
+from onnxq.types import Border, Formed, Interval, LearnedLayer, QuantPlan, Silence, Tuned
+
+TEXT = """g (float[n,t,64] x, float[64,64] q, float[64,64] k, float[64] b, float[64,32] v, float[32,64] w)
+=> (float[n,t,64] y, float[n,t,64] z) {
+    [ql] qs = MatMul(x, q) [qb] qq = Add(qs, b) [kl] kk = MatMul(x, k) [vl] vv = MatMul(x, v)
+    [s] s = Sub(qq, kk) [soft] z = Tanh(s) [e] e = Erf(vv) [wl] y = MatMul(e, w)
+}"""
+SIZES = {"q": (64, 64), "k": (64, 64), "b": (64,), "v": (64, 32), "w": (32, 64)}
+CONSTANTS = {name: weights(*shape, seed=index) / 8 for index, (name, shape) in enumerate(SIZES.items())}
+ROWS = np.random.default_rng(3).normal(size=(16, 5, 64)).astype(np.float32)
+SHARED = ("ql", "kl", "vl")
+
+
+def planned(text=TEXT, constants=CONSTANTS, **bits):
+    m = model(text, **constants)
+    placement = place(m)
+    ranges = {name: Range(-4.0, 4.0, "seen") for name in placement.tensors}
+    return m, make_plan(m, placement, ranges, Precision(**bits))
+
+
+def operators(m):
+    return [node.op_type for node in m.graph]
+
+
+def sure(value):
+    return Interval(value, value * 0.99, value * 1.01)
+
+
+def test_a_site_is_a_tensor_with_all_the_products_that_read_it():
+    m, plan = planned()
+    found = sites(m, plan)
+    assert [(site.tensor, tuple(site.layers)) for site in found] == [("x", SHARED), ("e", ("wl",))]
+    assert found[0].kind((1, 5, 64)) == ((1, 5, 64), ((64, 64), False), ((64, 64), True), ((64, 32), True))
+
+
+def test_a_tensor_with_other_readers_or_a_border_is_no_site():
+    with_gemm = """g (float[n,64] x, float[64,32] v, float[64,32] w, float[32] b) => (float[n,32] y, float[n,32] z) {
+        [vl] y = MatMul(x, v) [gl] z = Gemm(x, w, b)
+    }"""
+    m, plan = planned(with_gemm, {"v": weights(64, 32), "w": weights(64, 32), "b": weights(32)})
+    assert set(plan.weights) == {"vl", "gl"}
+    assert sites(m, plan) == []
+    m, plan = planned()
+    border = Border(-1, ((0.1, 0.0, 0.0),) * 64)
+    assert [site.tensor for site in sites(m, replace(plan, borders={"x": border}))] == ["e"]
+    coarse = {**plan.tensors, "e": replace(plan.tensors["e"], everywhere=True)}
+    assert [site.tensor for site in sites(m, replace(plan, tensors=coarse))] == ["x"]
+
+
+def test_blocks_take_the_place_of_grid_and_weights():
+    m, plan = planned()
+    site = sites(m, plan)[0]
+    made = blocks(plan, site)
+    assert {name: (grid.bits, grid.block) for name, grid in made.blocks.items()} == dict.fromkeys(SHARED, (8, 32))
+    assert set(made.weights) == {"wl"}
+    assert set(made.tensors) == {"e"}
+    assert not set(SHARED) & set(made.integer)
+    few = blocks(planned(weight_bits=4, first_last=8)[1], site)
+    assert {name: grid.bits for name, grid in few.blocks.items()} == {"ql": 8, "kl": 4, "vl": 4}
+    x = {"x": ROWS}
+    wanted, got = run(m, x), run(emit(m, made, fused=True), x, optimize="all")
+    for name, array in wanted.items():
+        assert np.square(got[name] - array).mean() < 1e-3 * np.square(array).mean()
+    assert operators(emit(m, made, fused=True)).count("MatMulNBits") == 3
+
+
+def test_blocks_need_one_block_and_even_steps():
+    m, plan = planned()
+    x, e = sites(m, plan)
+    assert fits_blocks(plan, x)
+    assert fits_blocks(plan, e)
+    narrow = Site("e", {"wl": replace(e.layers["wl"], weight=np.zeros((31, 64), np.float32))})
+    assert not fits_blocks(plan, narrow)
+    book = replace(plan.weights["wl"], values=((0.0, 1.0),) * 64)
+    assert not fits_blocks(replace(plan, weights={**plan.weights, "wl": book}), e)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, False),
+        ({"placement": "measured"}, True),
+        ({"max_latency": "0.5x"}, True),
+        ({"max_latency": "0.5x", "max_drop": "0.01"}, True),
+        ({"placement": "measured", "max_size": "0.2x"}, False),
+        ({"max_latency": "0.5x", "avg_bits": "4"}, False),
+        ({"max_latency": "0.5x", "max_bops": "0.3x"}, False),
+        ({"max_latency": "0.5x", "max_cost": "t.csv=3"}, False),
+    ],
+)
+def test_it_looks_where_time_alone_counts(changes, wanted):
+    _, plan = planned()
+    assert looks(Recipe(**changes), plan) is wanted
+
+
+def test_it_does_not_look_without_the_operator_or_with_simulated_grids():
+    _, plan = planned()
+    asked = Recipe(placement="measured")
+    assert not looks(asked, replace(plan, target="openvino"))
+    assert not looks(asked, planned(activation_bits=4, first_last=4)[1])
+
+
+class Contest:
+    """Decibels lost and time by the set of (tensor, form)."""
+
+    def __init__(self, lost, time):
+        self.lost, self.time, self.fixed, self.tried = lost, time, "fixed", []
+
+    def made(self, pairs, rows, log):
+        return tuple((site.tensor, form.__name__) for site, form in pairs)
+
+    def loss(self, made, rows):
+        return self.lost.get(made, 0.0)
+
+    def race(self, made):
+        self.tried.append(made)
+        return sure(self.time.get(made, 0.8)), sure(0.5), sure(0.4)
+
+
+A, B = Site("a", {"a1": None, "a2": None}), Site("b", {"b1": None})
+BOTH = (("a", "blocks"), ("b", "dynamic"))
+BLOCKS, DYNAMIC = (("a", "blocks"),), (("a", "dynamic"), ("b", "dynamic"))
+WON = [(A, (blocks, dynamic)), (B, (dynamic,))]
+
+
+@pytest.mark.parametrize(
+    ("lost", "time", "kept", "raced", "refused"),
+    [
+        ({}, {}, BOTH, [BOTH], ""),
+        ({}, {BOTH: 1.0}, BLOCKS, [BOTH, BLOCKS], ""),
+        ({BOTH: 0.6}, {}, BLOCKS, [BLOCKS], ""),
+        ({BOTH: 0.5}, {}, BOTH, [BOTH], ""),
+        ({BOTH: 2.0, BLOCKS: 2.0}, {}, DYNAMIC, [DYNAMIC], ""),
+        ({BOTH: 2.0}, {BLOCKS: 0.995, DYNAMIC: 1.2}, "fixed", [BLOCKS, DYNAMIC], "no faster together"),
+        ({BOTH: 2.0, BLOCKS: 3.0, DYNAMIC: 4.0}, {}, "fixed", [], "faster forms cost 4.0 dB"),
+    ],
+)
+def test_the_first_network_that_is_faster_and_exact_is_kept(lost, time, kept, raced, refused):
+    contest = Contest(lost, time)
+    made, found = forms._kept(contest, WON, None, 2, Silence())
+    assert made == kept
+    assert contest.tried == raced
+    assert (found.kinds, found.refused) == (2, refused)
+    names = {"a": ("a1", "a2"), "b": ("b1",)}
+    held = () if kept == "fixed" else kept
+    for form, listed in (("dynamic", found.dynamic), ("blocks", found.blocks)):
+        assert listed == tuple(name for tensor, own in held if own == form for name in names[tensor])
+    assert (found.after is None) == (kept == "fixed")
+
+
+def test_no_winner_no_race():
+    contest = Contest({}, {})
+    made, found = forms._kept(contest, [(A, ()), (B, ())], None, 2, Silence())
+    assert (made, contest.tried, found) == ("fixed", [], Formed(2, (), ()))
+
+
+def test_words():
+    assert Formed(3, (), ()).words == "fixed grids are kept (3 kinds timed)"
+    assert Formed(1, (), (), None, None, "why").words == "fixed grids are kept (1 kind timed; why)"
+    found = Formed(3, ("a", "b"), ("c",), sure(0.5), sure(0.4))
+    assert found.words == "2 rounded in every run, 1 in blocks: 0.50x -> 0.40x of float's time"
+    assert Formed(3, (), ("c",), sure(0.5), sure(0.4)).words == "1 in blocks: 0.50x -> 0.40x of float's time"
+
+
+def rigged(monkeypatch, milliseconds):
+    """A clock that reads the time off a file; returns what it timed."""
+    seen = []
+
+    def measure(files, **options):
+        seen.append((len(files), options["threads"], {name: array.shape for name, array in options["feeds"].items()}))
+        times = [milliseconds({node.op_type for node in onnx.load(file).graph.node}, Path(file).name) for file in files]
+        return [SimpleNamespace(samples_ms=(time,) * 9) for time in times]
+
+    real = forms.bench
+    fake = SimpleNamespace(measure=measure, ratio_interval=real.ratio_interval, compare=real.compare)
+    monkeypatch.setattr(forms, "bench", fake)
+    by_the_rules(monkeypatch)
+    return seen
+
+
+def pipeline_run():
+    return sys.modules["onnxq.pipeline.run"]
+
+
+def by_the_rules(monkeypatch):
+    """Placement is somebody else's business."""
+    monkeypatch.setattr(pipeline_run(), "measured", lambda prepared, placement, *rest: Found(placement))
+
+
+def shipped(folder):
+    path = folder / "net.onnx"
+    onnx.save(proto(TEXT, **CONSTANTS), path)
+    return path
+
+
+def test_a_run_takes_what_is_faster_and_says_so(tmp_path, monkeypatch):
+    seen = rigged(monkeypatch, lambda ops, name: 0.5 if "DynamicQuantizeLinear" in ops else 1.0)
+    path = shipped(tmp_path)
+    found = onnxq.quantize(path, {"x": ROWS}, "fastest", threads=2)
+    assert found.plan.dynamic == ("x", "e")
+    assert found.verdict.formed.dynamic == (*SHARED, "wl")
+    assert found.verdict.formed.kinds == 2
+    assert (found.verdict.formed.before.value, found.verdict.formed.after.value) == (1.0, 0.5)
+    assert [node.op_type for node in graph.nodes(found.model, "DynamicQuantizeLinear", "QuantizeLinear")] == [
+        "DynamicQuantizeLinear"] * 2  # fmt: skip
+    assert found.verdict.coverage.share == 1.0
+    assert min(found.verdict.fidelity.sqnr_db.values()) > 30
+    shapes = [(1, 5, 64), (1, 5, 32), (1, 5, 64)]
+    assert [(count, threads, *feeds.values()) for count, threads, feeds in seen] == [
+        (3, (2,), shape) for shape in shapes]  # fmt: skip
+    plain = onnxq.quantize(path, {"x": ROWS}, "fastest", placement="rules")
+    assert plain.plan.dynamic == ()
+    assert plain.verdict.formed is None
+    assert plain.plan.tensors == found.plan.tensors
+
+
+def test_a_run_takes_blocks_rounded_with_feedback(tmp_path, monkeypatch):
+    rigged(monkeypatch, lambda ops, name: 0.5 if "MatMulNBits" in ops and "MatMulIntegerToFloat" not in ops else 1.0)
+    found = onnxq.quantize(shipped(tmp_path), {"x": ROWS}, "fastest", weight_bits=4)
+    assert found.verdict.formed.blocks == (*SHARED, "wl")
+    assert {name: grid.bits for name, grid in found.plan.blocks.items()} == {"ql": 8, "kl": 4, "vl": 4, "wl": 8}
+    assert found.plan.weights == found.plan.tensors == {}
+    assert set(found.learned) <= {"kl", "vl"}
+    assert operators(found.model).count("MatMulNBits") == 4
+
+
+def test_what_costs_too_much_is_left(tmp_path, monkeypatch):
+    rigged(monkeypatch, lambda ops, name: 0.5 if "DynamicQuantizeLinear" in ops else 1.0)
+    monkeypatch.setattr(forms, "LOSS_DB", -100.0)
+    found = onnxq.quantize(shipped(tmp_path), {"x": ROWS}, "fastest")
+    assert found.plan.dynamic == ()
+    assert found.verdict.formed.dynamic == ()
+    assert found.verdict.formed.refused.startswith("faster forms cost ")
+
+
+def test_the_contest_runs_the_real_clock(tmp_path, monkeypatch):
+    by_the_rules(monkeypatch)
+    monkeypatch.setattr(forms, "SECONDS", (0.01, 0.01))
+    found = onnxq.quantize(shipped(tmp_path), {"x": ROWS}, "fastest")
+    assert found.verdict.formed.kinds == 2
+    assert min(found.verdict.fidelity.sqnr_db.values()) > 30
+
+
+def test_combinations_hold_nothing_twice():
+    only = [(A, (dynamic,)), (B, (dynamic,))]
+    assert [[(site.tensor, form) for site, form in part] for part in forms._combinations(only)] == [
+        [("a", dynamic), ("b", dynamic)]
+    ]
+    three = list(forms._combinations([(A, (blocks, dynamic)), (B, (dynamic, blocks))]))
+    assert [[form for _, form in part] for part in three] == [[blocks, dynamic], [blocks, blocks], [dynamic, dynamic]]
+    assert len(three) == len(list(itertools.groupby(three)))
+
+
+def test_learned_codes_of_blocks_are_left_behind(tmp_path):
+    m, plan = planned()
+    codes = {name: LearnedLayer(np.zeros(layer.weight.shape, np.int8)) for name, layer in _layers(m, plan).items()}
+    path = shipped(tmp_path)
+    prepared = SimpleNamespace(model=m, path=path)
+    contest = forms._Contest(prepared, Tuned(plan, codes), {"x": ROWS[:1]}, Recipe(), tmp_path)
+    made = contest.made([(sites(m, plan)[0], blocks)], None, Silence())
+    assert set(made.layers) == {"wl"}
+    assert isinstance(made.plan, QuantPlan)
+
+
+def _layers(m, plan):
+    return {name: graph.layer_of(node) for name, node in graph.node_names(m).items() if name in plan.weights}
