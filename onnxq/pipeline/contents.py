@@ -165,6 +165,8 @@ def _grid(held: Sequence[Value | None]) -> tuple[str, float | None, int | None]:
     zero = graph.constant(held[1]) if len(held) > 1 else None
     dtype = str(zero.dtype) if zero is not None else "uint8"
     step = float(scale.reshape(-1)[0]) if scale is not None and scale.size else None
+    if zero is None and len(held) > 1 and held[1] is not None:
+        return dtype, step, None  # found in every run
     return dtype, step, int(zero.reshape(-1)[0]) if zero is not None and zero.size else 0
 
 

@@ -136,8 +136,8 @@ class LayerInfo:
         codes: How often each code occurs, by code; None for a float weight.
         weight_scales: Number of weight scales, 0 for float weights.
         input_dtype: Codes of its input ("uint8", "int8"), or "float32".
-        input_scale: Step of its input's grid, None in float.
-        input_zero_point: Code of 0.0, None in float.
+        input_scale: Step of its input's grid, None in float and where every run finds its own.
+        input_zero_point: Code of 0.0, None likewise.
         output_dtype: Codes of its result (behind an activation), or "float32".
     """
 

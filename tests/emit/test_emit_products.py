@@ -195,6 +195,15 @@ def test_pairs_keep_the_fixed_grid():
     assert graph.to_bytes(emit(m, replace(plan, dynamic=("x",)))) == graph.to_bytes(paired)
 
 
+def test_inspection_knows_the_grid_of_a_run(tmp_path):
+    m, plan, _, _ = both(BIASED)
+    graph.save(emit(m, replace(plan, dynamic=("x",)), fused=True), tmp_path / "q.onnx")
+    found = inspect(tmp_path / "q.onnx")
+    (layer,) = found.layers
+    assert (layer.input_dtype, layer.input_scale, layer.input_zero_point) == ("uint8", None, None)
+    assert found.coverage.share == 1.0
+
+
 def test_only_products_can_read_the_grid_of_a_run():
     gemm = """g (float[n,5] x, float[5,7] w, float[7] b) => (float[n,7] y) { [p] y = Gemm(x, w, b) }"""
     m = made(gemm)
