@@ -69,7 +69,7 @@ def sites(model: Model, plan: QuantPlan) -> list[Site]:
         value, inside = values[tensor], set(plan.integer)
         readers = {str(node.name): node for node in graph.users(value) if str(node.name) in inside}
         free = readers and not grid.everywhere and tensor not in plan.borders
-        if free and readers.keys() <= products and all(layers[name].data is value for name in readers):
+        if free and readers.keys() <= products:
             found.append(Site(tensor, {name: layers[name] for name in readers}))
     return found
 

@@ -19,7 +19,7 @@ from onnxq.pipeline.fastest import Found
 from onnxq.pipeline.forms import Site, blocks, dynamic, fits_blocks, looks, sites
 from onnxq.plan import Precision, Range, make_plan, place
 from onnxq.recipe import Recipe
-from onnxq.types import Border, Formed, Interval, LearnedLayer, QuantPlan, Silence, Tuned
+from onnxq.types import Border, Formed, Interval, LearnedLayer, Silence, Tuned
 
 TEXT = """g (float[n,t,64] x, float[64,64] q, float[64,64] k, float[64] b, float[64,32] v, float[32,64] w)
 => (float[n,t,64] y, float[n,t,64] z) {
@@ -169,6 +169,58 @@ def test_the_first_network_that_is_faster_and_exact_is_kept(lost, time, kept, ra
     assert (found.after is None) == (kept == "fixed")
 
 
+def test_a_faster_pair_that_is_slower_on_average_is_not_kept():
+    contest = Contest({}, {})
+    contest.race = lambda made: (sure(0.8), sure(0.5), sure(0.5))
+    assert forms._kept(contest, WON, None, 2, Silence())[0] == "fixed"
+
+
+def contest_of(tmp_path, text=TEXT, constants=CONSTANTS, rows=ROWS[:1], layers=None):
+    m, plan = planned(text, constants)
+    path = tmp_path / "net.onnx"
+    onnx.save(proto(text, **constants), path)
+    prepared = SimpleNamespace(model=m, path=path)
+    return forms._Contest(prepared, Tuned(plan, layers or {}), {"x": rows}, Recipe(threads=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ms", "wanted"),
+    [
+        ({"dynamic": 0.5, "blocks": 0.4}, (blocks, dynamic)),
+        ({"dynamic": 0.3, "blocks": 0.4}, (dynamic, blocks)),
+        ({"dynamic": 1.1, "blocks": 0.4}, (blocks,)),
+        ({"dynamic": 1.0, "blocks": 1.0}, ()),
+    ],
+)
+def test_forms_that_beat_the_fixed_grid_come_fastest_first(ms, wanted, tmp_path, monkeypatch):
+    def clock(ops, name):
+        form = "blocks" if "MatMulNBits" in ops else "dynamic" if "DynamicQuantizeLinear" in ops else ""
+        return ms.get(form, 1.0)
+
+    rigged(monkeypatch, clock)
+    contest = contest_of(tmp_path)
+    x, e = sites(contest._prepared.model, contest.fixed.plan)
+    assert list(contest.kinds([x, e]).values()) == [[x], [e]]
+    assert contest.faster(x) == contest.faster(e) == wanted
+
+
+def test_a_kind_runs_with_all_its_rows(tmp_path, monkeypatch):
+    """Windows stand on the first axis: it is no batch, and is not cut."""
+    text = """g (float[n,64] x, int64[3] shape, float[64,64] q) => (float[2,m,64] y) {
+        r = Reshape(x, shape) s = Sin(r) [ql] y = MatMul(s, q)
+    }"""
+    asked = []
+    seen = rigged(monkeypatch, lambda ops, name: 1.0)
+    real = forms.bench.measure
+    forms.bench.measure = lambda files, **options: asked.append(options["batches"]) or real(files, **options)
+    contest = contest_of(tmp_path, text, {"q": CONSTANTS["q"], "shape": np.array([2, -1, 64])}, ROWS[0, :4])
+    kinds = contest.kinds(sites(contest._prepared.model, contest.fixed.plan))
+    assert [key[0] for key in kinds] == [(2, 2, 64)]
+    contest.faster(kinds.popitem()[1][0])
+    assert asked == [(2,)]
+    assert seen[0][2] == {"s": (2, 2, 64)}
+
+
 def test_no_winner_no_race():
     contest = Contest({}, {})
     made, found = forms._kept(contest, [(A, ()), (B, ())], None, 2, Silence())
@@ -275,12 +327,11 @@ def test_combinations_hold_nothing_twice():
 def test_learned_codes_of_blocks_are_left_behind(tmp_path):
     m, plan = planned()
     codes = {name: LearnedLayer(np.zeros(layer.weight.shape, np.int8)) for name, layer in _layers(m, plan).items()}
-    path = shipped(tmp_path)
-    prepared = SimpleNamespace(model=m, path=path)
-    contest = forms._Contest(prepared, Tuned(plan, codes), {"x": ROWS[:1]}, Recipe(), tmp_path)
-    made = contest.made([(sites(m, plan)[0], blocks)], None, Silence())
+    contest = contest_of(tmp_path, layers=codes)
+    assert not run(graph.load(contest._file), {"x": ROWS[:1]})["y"].any()  # the fixed side has what was learned
+    made = contest.made([(sites(contest._prepared.model, plan)[0], blocks)], None, Silence())
     assert set(made.layers) == {"wl"}
-    assert isinstance(made.plan, QuantPlan)
+    assert set(made.plan.blocks) == set(SHARED)
 
 
 def _layers(m, plan):
