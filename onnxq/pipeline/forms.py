@@ -14,22 +14,23 @@ behind tuning.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq import bench, graph
 from onnxq.emit import emit
 from onnxq.emit.products import has_float_result
-from onnxq.graph import Layer, Model
+from onnxq.graph import Layer, Model, Value
 from onnxq.pipeline.planning import some_rows
 from onnxq.pipeline.prepare import Prepared, rows_are_free
 from onnxq.pipeline.weight_only import guided_rounding
+from onnxq.plan.guards import THROUGH
 from onnxq.plan.weight_only import BLOCK
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from onnxq.tune.job import restrict
-from onnxq.types import BlockGrid, Dataset, Feeds, Formed, Interval, Log, QuantPlan, Tuned
+from onnxq.types import BlockGrid, Dataset, Feeds, Formed, Interval, Log, QuantPlan, Silence, Tuned, WeightGrid
 from onnxq.types.target import TARGETS
 
 LOSS_DB = 0.5
@@ -54,24 +55,41 @@ class Site:
     tensor: str
     layers: Mapping[str, Layer]
 
-    def kind(self, shape: tuple[int, ...]) -> tuple[object, ...]:
-        """What the time of a site depends on, if the tensor is of `shape`."""
-        return (shape, *((layer.weight.shape, layer.bias is None) for layer in self.layers.values()))
+    def kind(self, shape: tuple[int, ...], weights: Mapping[str, WeightGrid]) -> tuple[object, ...]:
+        """What the time of a site and its forms depend on, if the tensor is of `shape`."""
+        each = (
+            (layer.weight.shape, layer.bias is None, _block_bits(weights[name])) for name, layer in self.layers.items()
+        )
+        return (shape, *each)
 
 
 def sites(model: Model, plan: QuantPlan) -> list[Site]:
-    """The tensors of `plan` that nothing but products with float results read, in graph order."""
+    """The tensors of `plan` that nothing but products with float results read, in graph order.
+
+    Those that an integer node makes are left out, moved or not: it needs the fixed grid for its own kernel.
+    """
     nodes, values = graph.node_names(model), graph.value_map(model)
     layers = {name: layer for name in plan.weights if not isinstance(layer := graph.layer_of(nodes[name]), str)}
     products = {name for name, layer in layers.items() if has_float_result(layer, plan)}
-    found = []
+    found, inside = [], set(plan.integer)
     for tensor, grid in plan.tensors.items():
-        value, inside = values[tensor], set(plan.integer)
-        readers = {str(node.name): node for node in graph.users(value) if str(node.name) in inside}
-        free = readers and not grid.everywhere and tensor not in plan.borders
-        if free and readers.keys() <= products:
+        readers = {str(node.name): node for node in graph.users(values[tensor]) if str(node.name) in inside}
+        free = readers and not grid.everywhere and tensor not in plan.borders and tensor not in plan.guards
+        if free and readers.keys() <= products and not _made_in_integers(values[tensor], inside):
             found.append(Site(tensor, {name: layers[name] for name in readers}))
     return found
+
+
+def _made_in_integers(value: Value, inside: Collection[str]) -> bool:
+    """Whether an integer node makes `value`, or what is moved or clipped to it."""
+    while (node := value.producer()) is not None:
+        if str(node.name) in inside:
+            return True
+        source = node.inputs[0] if node.op_type in THROUGH and node.inputs else None
+        if source is None:
+            return False
+        value = source
+    return False
 
 
 def dynamic(plan: QuantPlan, site: Site) -> QuantPlan:
@@ -81,27 +99,30 @@ def dynamic(plan: QuantPlan, site: Site) -> QuantPlan:
 
 def blocks(plan: QuantPlan, site: Site) -> QuantPlan:
     """`plan` with the weights of `site` in blocks of 4 or 8 bits, no fewer than they have, and its tensor in float."""
-    grids = {name: BlockGrid(4 if plan.weights[name].bits <= 4 else 8, BLOCK) for name in site.layers}
+    grids = {name: BlockGrid(_block_bits(plan.weights[name]), BLOCK) for name in site.layers}
     return replace(
         plan,
         tensors={name: grid for name, grid in plan.tensors.items() if name != site.tensor},
         weights={name: grid for name, grid in plan.weights.items() if name not in grids},
         integer=tuple(name for name in plan.integer if name not in grids),
-        guards=tuple(name for name in plan.guards if name != site.tensor),
         blocks={**plan.blocks, **grids},
     )
 
 
 def fits_blocks(plan: QuantPlan, site: Site) -> bool:
     """Whether every weight of `site` has even steps and a block of inputs at least."""
-    return all(len(layer.weight) >= BLOCK and not plan.weights[name].values for name, layer in site.layers.items())
+    return all(len(layer.weight) >= BLOCK and _block_bits(plan.weights[name]) for name, layer in site.layers.items())
+
+
+def _block_bits(grid: WeightGrid) -> int:
+    """Bits of blocks in place of `grid`; 0 for codebooks, which have no even steps."""
+    return 0 if grid.values else 4 if grid.bits <= 4 else 8
 
 
 def looks(settings: Recipe, plan: QuantPlan) -> bool:
-    """Whether a recipe asks for the fastest form: measured placement or a limit of time, and nothing about bytes."""
-    asked = settings.placement == "measured" or bool(settings.max_latency)
-    bytes_count = settings.max_size or settings.avg_bits or settings.max_bops or settings.max_cost
-    return asked and not bytes_count and not plan.simulated and TARGETS[plan.target].fused
+    """Whether a recipe asks for the fastest form: measured placement, and no budget that could be broken by it."""
+    asked = settings.placement == "measured" and not settings.wishes
+    return asked and not plan.simulated and TARGETS[plan.target].fused
 
 
 def formed(prepared: Prepared, tuned: Tuned, rows: Dataset, settings: Recipe, log: Log) -> tuple[Tuned, Formed | None]:
@@ -136,7 +157,7 @@ def _kept(
     """The first of the combinations that is faster as a whole, and exact enough."""
     refused, before = "", None
     for forms in _combinations(won):
-        made = contest.made(forms, rows, log)
+        made = contest.made(forms, rows)
         names = {form: tuple(n for site, f in forms if f is form for n in site.layers) for form in (dynamic, blocks)}
         lost = contest.loss(made, rows)
         if lost > LOSS_DB:
@@ -174,13 +195,13 @@ class _Contest:
         self.fixed = tuned
         self._file = self._saved(prepared.model, tuned)
 
-    def made(self, forms: Sequence[tuple[Site, Form]], rows: Dataset, log: Log) -> Tuned:
+    def made(self, forms: Sequence[tuple[Site, Form]], rows: Dataset) -> Tuned:
         """The network with some sites in other forms; 4-bit blocks rounded with what they read."""
         plan = self.fixed.plan
         for site, form in forms:
             plan = form(plan, site)
         kept = {name: layer for name, layer in self.fixed.layers.items() if name in plan.weights}
-        return guided_rounding(self._prepared.model, Tuned(plan, kept), rows, log).tuned
+        return guided_rounding(self._prepared.model, Tuned(plan, kept), rows, Silence()).tuned
 
     def kinds(self, found: Sequence[Site]) -> dict[tuple[object, ...], list[Site]]:
         """Sites of equal shapes."""
@@ -190,7 +211,7 @@ class _Contest:
         self._values = {**self._feeds, **made}
         kinds: dict[tuple[object, ...], list[Site]] = {}
         for site in found:
-            kinds.setdefault(site.kind(self._values[site.tensor].shape), []).append(site)
+            kinds.setdefault(site.kind(self._values[site.tensor].shape, self.fixed.plan.weights), []).append(site)
         return kinds
 
     def faster(self, site: Site) -> tuple[Form, ...]:
@@ -219,7 +240,8 @@ class _Contest:
         files, some = (self._file, self._saved(self._prepared.model, made)), some_rows(rows, ROWS, self._prepared.model)
         reference = Session(self._prepared.path)
         fixed, new = (bench.compare(reference, Session(file), some).sqnr_db for file in files)
-        return max((fixed[name] - new[name] for name in fixed if name in new), default=0.0)
+        lost = (fixed[name] - new[name] for name in fixed if name in new and fixed[name] != new[name])
+        return max(lost, default=0.0)
 
     def _times(self, files: Sequence[Path], feeds: Feeds, seconds: float) -> list[tuple[float, ...]]:
         found = bench.measure(

@@ -47,6 +47,7 @@ def retarget(model: Model, tuned: Tuned, target: Target, ranges: Mapping[str, tu
     if target.placing == "half":
         ends = {name: (found.low, found.high) for name, found in known.items()}
         few = [name for name, grid in plan.weights.items() if grid.bits == 4 and not grid.values]
+        few += [name for name, block in plan.blocks.items() if block.bits == 4]
         blocks = block_layers(model, target, few)
         return Tuned(half_plan(model, ends, target, keep_float=keep, blocks=blocks))
     placement = _placed(model, target, keep, known, _attention(model, plan, target))
@@ -123,8 +124,10 @@ def _attention(model: Model, plan: QuantPlan, target: Target) -> Attention:
 
 def _bits(plan: QuantPlan, layer: Layer, target: Target) -> Bits:
     """(weight bits, activation bits) of a layer on the new target."""
-    weights, data = plan.weights.get(str(layer.node.name)), plan.tensors.get(graph.name_of(layer.data))
-    return 8 if weights is None else _width(weights), _nearest(8 if data is None else data.bits, target)
+    name = str(layer.node.name)
+    weights, data = plan.weights.get(name), plan.tensors.get(graph.name_of(layer.data))
+    stored = plan.blocks[name].bits if name in plan.blocks else 8
+    return stored if weights is None else _width(weights), _nearest(8 if data is None else data.bits, target)
 
 
 def _width(grid: WeightGrid) -> int:

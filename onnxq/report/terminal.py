@@ -101,7 +101,7 @@ def _gain(blocks: Sequence[BlockResult]) -> str:
 def _macs(coverage: Coverage) -> str:
     if coverage.planned:
         return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates"
-    integer = ("QLinear", "QGemm", "MatMulInteger", "MatMulNBits")
+    integer = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "MatMulNBits")
     kernels = sum(count for name, count in coverage.kernels.items() if name.startswith(integer))
     return f"of {coverage.total_macs / 1e6:.2f} M multiply-accumulates, in {kernels} integer kernels"
 
