@@ -21,6 +21,16 @@ from onnxq.types import BlockGrid
 from onnxq.types.target import BLOCK_OPSET, Target
 
 
+def block_weight(
+    weight: npt.NDArray[np.float32], grid: BlockGrid, codes: npt.NDArray[np.int8] | None = None, *, signed: bool
+) -> BlockWeight:
+    """A weight [inputs, outputs] in blocks: with the nearest codes, or `codes` for the same steps."""
+    if codes is None:
+        return round_blocks(weight, grid.bits, grid.block, signed=signed)
+    fitted = block_steps(weight, grid.bits, grid.block, signed=signed)
+    return BlockWeight(codes, fitted, grid.bits, grid.block)
+
+
 def emit_blocks(
     model: Model, node: Node, grid: BlockGrid, target: Target, codes: npt.NDArray[np.int8] | None = None
 ) -> None:
@@ -39,11 +49,7 @@ def emit_blocks(
     layer = graph.layer_of(node)
     if isinstance(layer, str) or node.op_type != "MatMul":
         raise UnsupportedError(f"{node.name!r} is no product with a constant matrix.")
-    if codes is None:
-        weight = round_blocks(layer.weight, grid.bits, grid.block, signed=target.nbits)
-    else:
-        fitted = block_steps(layer.weight, grid.bits, grid.block, signed=target.nbits)
-        weight = BlockWeight(codes, fitted, grid.bits, grid.block)
+    weight = block_weight(layer.weight, grid, codes, signed=target.nbits)
     if target.nbits:
         store_blocks(model, node, weight)
         return

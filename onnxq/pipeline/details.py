@@ -12,31 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
-import numpy as np
-import numpy.typing as npt
-
 from onnxq import bench, graph
 from onnxq.calibrate.observe import count_rows
-from onnxq.emit import weight_codes, weight_grid
-from onnxq.graph import Layer, Model, Node
-from onnxq.grid import Grid, fake_quantize
+from onnxq.emit import weight_grid
+from onnxq.graph import Model, Node
+from onnxq.pipeline.histograms import decibels, tensor_detail, weight_detail
 from onnxq.pipeline.planning import some_rows
 from onnxq.pipeline.prepare import Prepared
 from onnxq.plan import find_blocks
 from onnxq.runtime import Session, SessionConfig
 from onnxq.tune import ErrorSums
-from onnxq.types import Dataset, Feeds, LearnedLayer, Log, Observations, QuantPlan, Silence, TensorStats, Tuned
-from onnxq.types.details import Bars, Details, LayerDetail, TensorDetail, WeightDetail
-from onnxq.types.flow import TensorGrid
+from onnxq.types import Dataset, Feeds, Log, Observations, QuantPlan, Silence, Tuned
+from onnxq.types.details import Details, LayerDetail
 from onnxq.types.mixed import Allocation, Study, bits_text
-from onnxq.types.weights import WeightGrid
+from onnxq.types.target import TARGETS
 
 ROWS = 16
 """Held-out rows on which layers are compared."""
 GROUP_BYTES = 64 * 2**20
 """Budget for the tensors of one network that are looked at together."""
-BINS = 64
 FLOAT_BITS = 32
+OWN_BITS = 8
+"""To which products with weights in blocks round their input by themselves."""
 PLAIN = SessionConfig(stop_spinning=True)
 ROUNDED = SessionConfig(stop_spinning=True, simulate=True)
 RECORDED = {"onnxq.version": "onnxq", "onnxq.source": "source", "onnxq.source_sha256": "source SHA-256"}
@@ -141,7 +138,7 @@ def _errors(
             wanted, given = (session.run({s.name: feeds[s.name] for s in session.inputs}) for session in (left, right))
             for name, (one, other) in pairs.items():
                 sums[name].add({name: wanted[one]}, {name: given[other]})
-        found |= {name: _decibels(total.relative()) for name, total in sums.items()}
+        found |= {name: decibels(total.relative()) for name, total in sums.items()}
     return found
 
 
@@ -168,11 +165,6 @@ def _groups(names: Mapping[str, str], sizes: Mapping[str, float]) -> Iterator[li
         yield group
 
 
-def _decibels(share: float) -> float:
-    """10 log10(signal / noise) from noise over signal."""
-    return math.inf if share <= 0 else -10.0 * math.log10(share)
-
-
 def _layers(
     model: Model,
     quantized: Model,
@@ -185,22 +177,23 @@ def _layers(
     graph.infer_shapes(shaped)
     homes = {name: block for block in find_blocks(shaped) for name in block.nodes}
     macs = bench.float_macs(model, seen.shapes, seen.batch_rows)
-    emitted = graph.node_names(quantized)
+    emitted, target = graph.node_names(quantized), TARGETS[tuned.plan.target]
     for node in graph.nodes(model, *graph.LAYER_OPS):
         name, layer, plan = str(node.name), graph.layer_of(node), tuned.plan
         grid, source = plan.weights.get(name), graph.name_of(node.inputs[0])
-        integer = name in plan.weights or name in plan.integer
+        block = plan.blocks.get(name) if target.nbits and target.on_cpu else None
+        integer = name in plan.weights or name in plan.integer or block is not None
         weight = graph.constant(node.inputs[1]) if isinstance(layer, str) else layer.weight
         input_grid = plan.tensors.get(source) if integer else None
-        learned = tuned.layers.get(name) if grid is not None else None
+        learned = tuned.layers.get(name) if grid is not None or block is not None else None
         yield LayerDetail(
             name=name,
             op_type=node.op_type,
             block=homes[name].name,
             stage=homes[name].stage,
             shape=() if weight is None else tuple(weight.shape),
-            weight_bits=FLOAT_BITS if grid is None else grid.bits,
-            input_bits=FLOAT_BITS if input_grid is None else input_grid.bits,
+            weight_bits=next((found.bits for found in (grid, block) if found is not None), FLOAT_BITS),
+            input_bits=input_grid.bits if input_grid is not None else FLOAT_BITS if block is None else OWN_BITS,
             float_bytes=0 if weight is None else weight.nbytes,
             stored_bytes=_stored_bytes(emitted[name]) if weight is not None and name in emitted else 0,
             macs=macs.get(name, 0),
@@ -209,7 +202,7 @@ def _layers(
             source=source,
             result=results[name],
             sqnr_db=errors.get(name),
-            weight=None if isinstance(layer, str) else weight_detail(layer, grid, learned),
+            weight=None if isinstance(layer, str) else weight_detail(layer, grid, learned, block),
         )
 
 
@@ -219,78 +212,5 @@ def _stored_bytes(node: Node) -> int:
     stored = node.inputs[1] if restored is None else restored.inputs[0]
     packed = graph.producer(stored) is not None
     own = [value for value in graph.sources(stored) or [] if not packed or len(graph.users(value)) == 1]
-    return sum(value.const_value.nbytes for value in own + weight_grid(node) if value.const_value is not None)
-
-
-def weight_detail(layer: Layer, grid: WeightGrid | None, learned: LearnedLayer | None = None) -> WeightDetail:
-    """Histograms and error of a layer's weight; without `grid` it stays in float, `learned` replaces plain rounding."""
-    weight = layer.weight
-    bounds = np.abs(np.moveaxis(weight, layer.axis, 0).reshape(layer.channels, -1)).max(axis=1)
-    middle, widest = float(np.median(bounds)), int(bounds.argmax())
-    spread = float(bounds[widest]) / middle if middle else (math.inf if bounds[widest] else 1.0)
-    if grid is None:
-        return WeightDetail(_bars(weight, float(weight.min()), float(weight.max())), None, None, None, widest, spread)
-    steps = np.asarray(grid.scales, np.float32)
-    low, high = float((steps * grid.ends()[0]).min()), float((steps * grid.ends()[1]).max())
-    codes = weight_codes(layer, grid) if learned is None else learned.codes
-    noise = np.square(grid.along(steps, codes.ndim) * codes - weight, dtype=np.float64).sum()
-    power = float(np.square(weight, dtype=np.float64).sum())
-    return WeightDetail(
-        values=_bars(weight, min(float(weight.min()), low), max(float(weight.max()), high)),
-        codes=_code_bars(codes - grid.along(grid.middles(), codes.ndim), 8 if grid.values else grid.bits),
-        clip=(low, high),
-        sqnr_db=_decibels(float(noise) / power) if power else None,
-        widest=widest,
-        spread=spread,
-    )
-
-
-def _bars(values: npt.NDArray[np.float32], low: float, high: float) -> Bars:
-    """`values` in bins over [low, high]; a single bin where that is a point."""
-    if low >= high:
-        return Bars((float(values.size),), low, high)
-    counts, _ = np.histogram(values, BINS, (low, high))
-    return Bars(tuple(counts.astype(float).tolist()), low, high)
-
-
-def _code_bars(codes: npt.NDArray[np.int8], bits: int) -> Bars:
-    """One bin per code, or per four codes and so on where there are more than 64."""
-    count = 1 << bits
-    width = max(count // BINS, 1)
-    counts = np.bincount((codes.reshape(-1).astype(np.int64) + count // 2) // width, minlength=count // width)
-    return Bars(tuple(counts.astype(float).tolist()), -count / 2 - 0.5, count / 2 - 0.5)
-
-
-def tensor_detail(stats: TensorStats, grid: TensorGrid) -> TensorDetail:
-    """The histogram of an activation, thinned to 64 bins, and what its grid does to it."""
-    codes = Grid(grid.bits, grid.signed, symmetric=False)
-    clip = ((codes.qmin - grid.zero_point) * grid.scale, (codes.qmax - grid.zero_point) * grid.scale)
-    used = np.flatnonzero(stats.counts) if stats.limit else np.zeros(0, np.int64)
-    values, counts = stats.limit * ((2.0 * used + 1.0) / len(stats.counts) - 1.0), stats.counts[used]
-    rounded = fake_quantize(values, grid.scale, grid.zero_point, codes)
-    power = float(counts @ np.square(values))
-    beyond = (values < clip[0] - grid.scale / 2) | (values > clip[1] + grid.scale / 2)
-    return TensorDetail(
-        values=_thinned(stats, min(stats.low, clip[0]), max(stats.high, clip[1])),
-        low=stats.low,
-        high=stats.high,
-        clip=clip,
-        scale=grid.scale,
-        zero_point=grid.zero_point,
-        bits=grid.bits,
-        rule=grid.rule,
-        clipped=float(counts[beyond].sum() / counts.sum()) if len(counts) else 0.0,
-        sqnr_db=_decibels(float(counts @ np.square(values - rounded)) / power) if power else None,
-    )
-
-
-def _thinned(stats: TensorStats, low: float, high: float) -> Bars:
-    """The histogram over [low, high], which holds all values; counts of cut bins are shared out."""
-    if not stats.limit or low >= high:
-        return Bars((float(stats.counts.sum()),), low, high)
-    ends = np.linspace(-stats.limit, stats.limit, len(stats.counts) + 1)
-    below = np.concatenate([[0.0], np.cumsum(stats.counts)])
-    reached = np.interp(np.linspace(low, high, BINS + 1), ends, below)
-    reached[0], reached[-1] = 0.0, below[-1]
-    counts = np.diff(reached)
-    return Bars(tuple(counts.tolist()), low, high)
+    steps = weight_grid(node) if node.op_type != "MatMulNBits" else [value for value in node.inputs[2:4] if value]
+    return sum(value.const_value.nbytes for value in own + steps if value.const_value is not None)

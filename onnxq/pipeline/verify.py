@@ -133,7 +133,7 @@ def _first(rows: Dataset, count: int) -> Iterator[Feeds]:
 def kernel_gap(quantized: Model, feeds: Feeds) -> float:
     """Largest difference between the runtime's optimised kernels and the QDQ graph's plain meaning, in steps.
 
-    The graph is cut open at every quantized tensor, and every piece gets the codes that plain execution gives it, so
+    The graph is cut open at every tensor with a fixed grid, and every piece gets the codes of plain execution, so
     that rounding differences of one kernel do not add up in those behind it. A step is one code of a quantized tensor,
     or 1/255 of the range of a float output.
     """

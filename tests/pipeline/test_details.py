@@ -14,7 +14,8 @@ from onnxq.emit import emit
 from onnxq.grid import Grid, fake_quantize
 from onnxq.pipeline import details as subject
 from onnxq.pipeline import inspect
-from onnxq.pipeline.details import details, tensor_detail, weight_detail, with_study
+from onnxq.pipeline.details import details, with_study
+from onnxq.pipeline.histograms import tensor_detail, weight_detail
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
 from onnxq.pipeline.prepare import load_float, model_inputs, prepare
 from onnxq.recipe import resolve

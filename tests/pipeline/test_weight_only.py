@@ -84,6 +84,20 @@ def test_rounding_with_feedback_brings_the_outputs_nearer(net, found, monkeypatc
     assert sqnr(wanted, outputs(learned.model)) > sqnr(wanted, outputs(plain.model)) + 2
 
 
+def test_the_report_shows_blocks_as_the_integers_they_are(net):
+    run = onnxq.quantize(net, ROWS, weight_only=True, weight_bits=4, first_last=8,
+                         checks=onnxq.Checks(time_it=False, explain=True))  # fmt: skip
+    layers = run.details.layers
+    assert [(layer.integer, layer.weight_bits, layer.input_bits) for layer in layers] == [
+        (True, 8, 8), (True, 4, 8), (True, 8, 8)]  # fmt: skip
+    # codes of whole blocks of 32 inputs, and a float32 step for each
+    assert [layer.stored_bytes for layer in layers] == [96 * 2 * (32 + 4), 40 * 3 * (16 + 4), 16 * 2 * (32 + 4)]
+    assert [layer.tuned for layer in layers] == [layer.name in run.learned for layer in layers]
+    first, middle, _ = (layer.weight for layer in layers)
+    assert first.sqnr_db > 40 > middle.sqnr_db > 15
+    assert (len(middle.codes.counts), sum(middle.codes.counts)) == (16, 96 * 40)
+
+
 def test_a_plan_brings_the_same_file_back(net, tmp_path):
     from onnxq.pipeline import reemit
 
