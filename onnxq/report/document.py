@@ -34,7 +34,9 @@ def quantize_document(run: Summary) -> dict[str, Any]:
             name: {"weight_bits": grid.bits, "per_channel": grid.axis is not None, "codebook": bool(grid.values)}
             for name, grid in run.plan.weights.items()
         },
+        "blocks": {name: asdict(grid) for name, grid in run.plan.blocks.items()},
         "tensors": {name: asdict(grid) for name, grid in run.plan.tensors.items()},
+        "dynamic": list(run.plan.dynamic),
         "skipped": dict(run.plan.skipped),
         "learning": [asdict(result) for result in run.blocks],
         "tuning": [asdict(step) for step in run.steps],

@@ -136,8 +136,11 @@ def _print_plan(console: Console, run: Summary) -> None:
     for name, grid in run.plan.weights.items():
         weights = f"codebook of {grid.bits} bits" if grid.values else f"int{grid.bits}"
         table.add_row(escape(name), weights, "per channel" if grid.axis is not None else "per tensor")
+    for name, block in run.plan.blocks.items():
+        table.add_row(escape(name), f"int{block.bits}", f"blocks of {block.block}")
     console.print(table)
-    console.print(f"{len(run.plan.integer)} nodes in integers, {len(run.plan.tensors)} quantized tensors")
+    stored = f", {len(run.plan.blocks)} with weights in blocks" if run.plan.blocks else ""
+    console.print(f"{len(run.plan.integer)} nodes in integers, {len(run.plan.tensors)} quantized tensors{stored}")
     for reason, count in Counter(run.plan.skipped.values()).most_common(SHOWN):
         console.print(f"  {count} nodes stay float: {escape(reason)}")
 

@@ -1,5 +1,6 @@
 """`--weight-only`: the weights of MatMuls in blocks, floats everywhere else."""
 
+import json
 import sys
 
 import numpy as np
@@ -161,3 +162,18 @@ def test_second_moments_are_those_of_the_tensors(net, limit, monkeypatch):
     flat = ROWS["x"].reshape(-1, 48).astype(np.float64)
     np.testing.assert_allclose(found["x"], flat.T @ flat, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(found["d"], inner.T @ inner, rtol=1e-4, atol=1e-2 * np.abs(inner).max() ** 2)
+
+
+def test_a_dry_run_and_the_document_name_blocks(net, tmp_path, capsys):
+    from onnxq.cli.main import _run as command
+
+    np.savez(tmp_path / "rows.npz", **ROWS)
+    options = ["--data", str(tmp_path / "rows.npz"), "--weight-only", "--weight-bits", "4", "--dry-run", "-q"]
+    assert command(["quantize", str(net), *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("blocks of 32") == 3
+    assert "0 nodes in integers, 0 quantized tensors, 3 with weights in blocks" in shown
+    assert command(["quantize", str(net), *options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [block["bits"] for block in document["blocks"].values()] == [8, 4, 8]
+    assert document["dynamic"] == []
