@@ -14,7 +14,7 @@ behind tuning.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,12 +55,17 @@ class Site:
     tensor: str
     layers: Mapping[str, Layer]
 
-    def kind(self, shape: tuple[int, ...], weights: Mapping[str, WeightGrid]) -> tuple[object, ...]:
+    def shapes(self, shape: tuple[int, ...], weights: Mapping[str, WeightGrid]) -> tuple[object, ...]:
         """What the time of a site and its forms depend on, if the tensor is of `shape`."""
         each = (
             (layer.weight.shape, layer.bias is None, _block_bits(weights[name])) for name, layer in self.layers.items()
         )
         return (shape, *each)
+
+
+Kind = Sequence[Site]
+"""Sites of equal shapes."""
+Choices = list[tuple[Kind, Form]]
 
 
 def sites(model: Model, plan: QuantPlan) -> list[Site]:
@@ -143,42 +148,58 @@ def formed(prepared: Prepared, tuned: Tuned, rows: Dataset, settings: Recipe, lo
     one = {name: value[:1] for name, value in feeds.items()} if rows_are_free(prepared.model) else feeds
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         contest = _Contest(prepared, tuned, one, settings, Path(folder))
-        kinds = contest.kinds(found)
-        won = []
-        for members in kinds.values():
-            forms = contest.faster(members[0])
-            won += [(site, forms) for site in members]
-        return _kept(contest, won, rows, len(kinds), log)
+        kinds = contest.kinds(found).values()
+        return _kept(contest, [(members, contest.faster(members[0])) for members in kinds], rows, log)
 
 
 def _kept(
-    contest: _Contest, won: Sequence[tuple[Site, Sequence[Form]]], rows: Dataset, kinds: int, log: Log
+    contest: _Contest, won: Sequence[tuple[Kind, Sequence[Form]]], rows: Dataset, log: Log
 ) -> tuple[Tuned, Formed]:
-    """The first of the combinations that is faster as a whole, and exact enough."""
+    """The first of the combinations that is faster as a whole, and exact enough without the kinds that cost most."""
     refused, before = "", None
-    for forms in _combinations(won):
-        made = contest.made(forms, rows)
-        names = {form: tuple(n for site, f in forms if f is form for n in site.layers) for form in (dynamic, blocks)}
+    waiting, tried = _combinations(won), list[Choices]()
+    while waiting:
+        choices = waiting.pop(0)
+        if choices in tried or not choices:
+            continue
+        tried.append(choices)
+        made, names = contest.made(choices, rows), _names(choices)
         lost = contest.loss(made, rows)
         if lost > LOSS_DB:
             refused = f"faster forms cost {lost:.1f} dB"
             log.step(refused)
+            waiting.insert(0, _without_worst(contest, choices, rows))
             continue
         to_fixed, before, after = contest.race(made)
         log.step(f"{len(names[dynamic])} rounded in every run, {len(names[blocks])} in blocks: {after.value:.2f}x")
         if to_fixed.high < 1 and after.value < before.value:
-            return made, Formed(kinds, names[dynamic], names[blocks], before, after)
+            return made, Formed(len(won), names[dynamic], names[blocks], before, after)
         refused = "no faster together"
-    return contest.fixed, Formed(kinds, (), (), before, None, refused)
+    return contest.fixed, Formed(len(won), (), (), before, None, refused)
 
 
-def _combinations(won: Sequence[tuple[Site, Sequence[Form]]]) -> Iterator[list[tuple[Site, Form]]]:
-    """The fastest form of every site, then either form alone where it won; nothing twice, and not nothing."""
-    parts = [[(site, forms[0]) for site, forms in won if forms]]
-    parts += [[(site, form) for site, forms in won if form in forms] for form in (blocks, dynamic)]
-    for index, part in enumerate(parts):
-        if part and part not in parts[:index]:
-            yield part
+def _combinations(won: Sequence[tuple[Kind, Sequence[Form]]]) -> list[Choices]:
+    """The fastest form of every kind, then either form alone where it won."""
+    fastest: Choices = [(kind, forms[0]) for kind, forms in won if forms]
+    alone: list[Choices] = [[(kind, form) for kind, forms in won if form in forms] for form in (blocks, dynamic)]
+    return [fastest, *alone]
+
+
+def _without_worst(contest: _Contest, choices: Choices, rows: Dataset) -> Choices:
+    """`choices` without the one that alone loses most."""
+    if len(choices) < 2:
+        return []
+    lost = [contest.loss(contest.made([choice], rows), rows) for choice in choices]
+    worst = lost.index(max(lost))
+    return [choice for index, choice in enumerate(choices) if index != worst]
+
+
+def _names(choices: Choices) -> dict[Form, tuple[str, ...]]:
+    """The products that get either form."""
+    return {
+        form: tuple(name for kind, chosen in choices if chosen is form for site in kind for name in site.layers)
+        for form in (dynamic, blocks)
+    }
 
 
 class _Contest:
@@ -195,11 +216,12 @@ class _Contest:
         self.fixed = tuned
         self._file = self._saved(prepared.model, tuned)
 
-    def made(self, forms: Sequence[tuple[Site, Form]], rows: Dataset) -> Tuned:
-        """The network with some sites in other forms; 4-bit blocks rounded with what they read."""
+    def made(self, choices: Choices, rows: Dataset) -> Tuned:
+        """The network with some kinds in other forms; 4-bit blocks rounded with what they read."""
         plan = self.fixed.plan
-        for site, form in forms:
-            plan = form(plan, site)
+        for kind, form in choices:
+            for site in kind:
+                plan = form(plan, site)
         kept = {name: layer for name, layer in self.fixed.layers.items() if name in plan.weights}
         return guided_rounding(self._prepared.model, Tuned(plan, kept), rows, Silence()).tuned
 
@@ -211,7 +233,7 @@ class _Contest:
         self._values = {**self._feeds, **made}
         kinds: dict[tuple[object, ...], list[Site]] = {}
         for site in found:
-            kinds.setdefault(site.kind(self._values[site.tensor].shape, self.fixed.plan.weights), []).append(site)
+            kinds.setdefault(site.shapes(self._values[site.tensor].shape, self.fixed.plan.weights), []).append(site)
         return kinds
 
     def faster(self, site: Site) -> tuple[Form, ...]:
