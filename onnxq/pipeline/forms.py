@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq import bench, graph
+from onnxq.calibrate.observe import count_rows
 from onnxq.emit import emit
 from onnxq.emit.products import has_float_result
 from onnxq.graph import Layer, Model, Value
@@ -269,7 +270,7 @@ class _Contest:
         found = bench.measure(
             files,
             threads=(self._settings.threads,),
-            batches=(len(next(iter(feeds.values()))),),
+            batches=(count_rows(feeds),),
             feeds=feeds,
             seconds=seconds,
             min_rounds=LEAST_ROUNDS,

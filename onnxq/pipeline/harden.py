@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxq import bench, calibrate, graph, passes
 from onnxq.calibrate import RULES, Preprocess
+from onnxq.calibrate.observe import count_rows
 from onnxq.emit import emit
 from onnxq.errors import UnsupportedError, UsageError
 from onnxq.graph import Model
@@ -153,7 +154,7 @@ def harden(
         output="",
         kept=kept,
         reason=reason,
-        rows=sum(len(next(iter(feeds.values()))) for feeds in batches),
+        rows=sum(count_rows(feeds) for feeds in batches),
         fidelity=fidelity,
         layers=_layers(before, after),
         low_bits=low_bits,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxq import bench, calibrate, graph, runtime
 from onnxq.calibrate import RULES
+from onnxq.calibrate.observe import count_rows
 from onnxq.calibrate.saturation import Saturation
 from onnxq.errors import UnsupportedError
 from onnxq.graph import Layer, Model
@@ -111,7 +112,7 @@ def some_rows(rows: Dataset, count: int, model: Model) -> list[Feeds]:
     found: list[Feeds] = []
     taken = 0
     for feeds in rows:
-        size = len(next(iter(feeds.values())))
+        size = count_rows(feeds)
         room = count - taken
         step = 4 if free else size
         for start in range(0, min(size, room) if free else size, step):

@@ -21,7 +21,7 @@ from onnxq.pipeline.explain import explained
 from onnxq.pipeline.forms import formed
 from onnxq.pipeline.migration import migrate_norms, migrates
 from onnxq.pipeline.planning import choose_ranges, observe, plan_of
-from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of
+from onnxq.pipeline.prepare import Prepared, load_float, model_inputs, prepare, probe_of, rows_are_free
 from onnxq.pipeline.result import Checks, QuantizedModel, left_out, packs
 from onnxq.pipeline.stopwatch import measured
 from onnxq.pipeline.targets import blocks_of, planned_half, ranges_of, require_target
@@ -281,7 +281,7 @@ def _emitted(work: Work, tuned: Tuned) -> Model:
 
 def _prepared(path: str | Path, loaded: Model, dataset: Dataset, rows: Dataset, settings: Recipe, log: Log) -> Prepared:
     """The float graph in the form that quantizes best."""
-    fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
+    fixed = not rows_are_free(loaded)
     rewrites = passes.rewrites(equalize=not settings.per_channel, without=left_out(settings))
     prepared = prepare(path, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
     if migrates(settings):

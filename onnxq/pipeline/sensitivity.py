@@ -14,6 +14,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from onnxq import graph
+from onnxq.calibrate.observe import count_rows
 from onnxq.emit import emit
 from onnxq.errors import EnvironmentFault
 from onnxq.jobs import open_backend, require_backend, results
@@ -79,7 +80,7 @@ def sensitivities(
                 walk.release(trial)
                 log.step(f"{done + 1} of {sum(map(bool, missing.values()))} groups of layers")
     added = {group: _added(entries, options) for group, entries in known.items()}
-    rows = sum(len(next(iter(feeds.values()))) for feeds in batches)
+    rows = sum(count_rows(feeds) for feeds in batches)
     return Sensitivities(walk.base_error, found.groups, added, rows)
 
 

@@ -69,7 +69,7 @@ def sensitivity(
     loaded = load_float(model)
     dataset = calibrate.open_data(data, model_inputs(loaded), preprocess=preprocess, samples=samples, batch=batch)
     fit, _ = calibrate.split(dataset)
-    fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in model_inputs(loaded))
+    fixed = not rows_are_free(loaded)
     rewrites = passes.rewrites(equalize=False, without=())
     prepared = prepare(model, loaded, lambda: probe_of(dataset, fixed), log, rewrites)
     tried = list(dict.fromkeys((BASE, *options)))

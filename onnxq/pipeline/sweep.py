@@ -293,5 +293,5 @@ def _one(model: Path, rows: str, preprocess: Preprocess | None) -> Feeds:
     """One row, or the batch that the model fixes."""
     specs = runtime.Session(model).inputs
     feeds = next(iter(calibrate.open_data(rows, specs, preprocess=preprocess, samples=1)))
-    fixed = any(isinstance(spec.shape[0], int) for spec in specs if spec.shape)
-    return feeds if fixed else {name: value[:1] for name, value in feeds.items()}
+    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in specs)
+    return feeds if not free else {name: value[:1] for name, value in feeds.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq import bench, graph
+from onnxq.calibrate.observe import count_rows, has_free_rows
 from onnxq.graph import Model
 from onnxq.pipeline.allocate import written_bytes
 from onnxq.pipeline.prepare import Prepared, probe_of
@@ -125,7 +126,7 @@ def _first(rows: Dataset, count: int) -> Iterator[Feeds]:
     taken = 0
     for feeds in rows:
         yield feeds
-        taken += len(next(iter(feeds.values())))
+        taken += count_rows(feeds)
         if taken >= count:
             return
 
@@ -153,8 +154,8 @@ def _rounded(a: Array, b: Array) -> bool:
 
 
 def fixed_rows(session: Session) -> bool:
-    """Whether the model fixes the number of rows of some input."""
-    return any(isinstance(spec.shape[0], int) for spec in session.inputs if spec.shape)
+    """Whether the model fixes the number of rows of some input, or one has none."""
+    return not has_free_rows(session)
 
 
 def _latency(

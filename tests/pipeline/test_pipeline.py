@@ -263,3 +263,17 @@ def test_public_names_stay_callable_after_use(tmp_path):
         assert callable(getattr(onnxq, name)), name
     assert onnxq.simplify(path).model is not None
     assert story.__name__ == "onnxq.pipeline.run"
+
+
+@pytest.mark.parametrize("order", ["float t, float[n,3,16] x", "float[n,3,16] x, float t"])
+@pytest.mark.parametrize("preset", ["balanced", "fastest"])
+def test_an_input_without_axes_is_handed_over_whole(order, preset, tmp_path):
+    """A scale, a threshold: batches of such a model cannot be cut into rows."""
+    text = f"""g ({order}, float[16,40] w, float[40,8] v) => (float[n,3,8] y) {{
+        s = Mul(x, t) a = MatMul(s, w) r = Relu(a) y = MatMul(r, v)
+    }}"""
+    onnx.save(proto(text, w=weights(16, 40), v=weights(40, 8)), tmp_path / "net.onnx")
+    rows = [{"x": weights(1, 3, 16, seed=seed), "t": np.float32(2.0)} for seed in range(16)]
+    found = onnxq.quantize(tmp_path / "net.onnx", rows, preset)
+    assert found.verdict.fidelity.sqnr_db["y"] > 30
+    assert found.verdict.latency

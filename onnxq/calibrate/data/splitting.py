@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from onnxq.calibrate.observe import count_rows
 from onnxq.errors import UsageError
 from onnxq.types import Dataset, Feeds
 
@@ -81,4 +82,4 @@ def _has(dataset: Dataset, least: int, unit: Unit) -> bool:
 
 
 def _units(feeds: Feeds, unit: Unit) -> int:
-    return 1 if unit == "batch" else len(next(iter(feeds.values())))
+    return 1 if unit == "batch" else count_rows(feeds)
