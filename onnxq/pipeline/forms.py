@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from onnxq import bench, graph
@@ -148,14 +149,12 @@ def formed(prepared: Prepared, tuned: Tuned, rows: Dataset, settings: Recipe, lo
     feeds = next(iter(rows))
     one = {name: value[:1] for name, value in feeds.items()} if rows_are_free(prepared.model) else feeds
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        contest = _Contest(prepared, tuned, one, settings, Path(folder))
+        contest = _Contest(prepared, tuned, (rows, one), settings, Path(folder))
         kinds = contest.kinds(found).values()
-        return _kept(contest, [(members, contest.faster(members[0])) for members in kinds], rows, log)
+        return _kept(contest, [(members, contest.faster(members[0])) for members in kinds], log)
 
 
-def _kept(
-    contest: _Contest, won: Sequence[tuple[Kind, Sequence[Form]]], rows: Dataset, log: Log
-) -> tuple[Tuned, Formed]:
+def _kept(contest: _Contest, won: Sequence[tuple[Kind, Sequence[Form]]], log: Log) -> tuple[Tuned, Formed]:
     """The first of the combinations that is faster as a whole, and exact enough without the kinds that cost most."""
     refused, before = "", None
     waiting, tried = _combinations(won), list[Choices]()
@@ -164,12 +163,12 @@ def _kept(
         if choices in tried or not choices:
             continue
         tried.append(choices)
-        made, names = contest.made(choices, rows), _names(choices)
-        lost = contest.loss(made, rows)
+        made, names = contest.made(choices), _names(choices)
+        lost = contest.loss(made)
         if lost > LOSS_DB:
             refused = f"faster forms cost {lost:.1f} dB"
             log.step(refused)
-            waiting.insert(0, _without_worst(contest, choices, rows))
+            waiting.insert(0, _without_worst(contest, choices))
             continue
         to_fixed, before, after = contest.race(made)
         log.step(f"{len(names[dynamic])} rounded in every run, {len(names[blocks])} in blocks: {after.value:.2f}x")
@@ -186,11 +185,11 @@ def _combinations(won: Sequence[tuple[Kind, Sequence[Form]]]) -> list[Choices]:
     return [fastest, *alone]
 
 
-def _without_worst(contest: _Contest, choices: Choices, rows: Dataset) -> Choices:
+def _without_worst(contest: _Contest, choices: Choices) -> Choices:
     """`choices` without the one that alone loses most."""
     if len(choices) < 2:
         return []
-    lost = [contest.loss(contest.made([choice], rows), rows) for choice in choices]
+    lost = [contest.loss(contest.made([choice])) for choice in choices]
     worst = lost.index(max(lost))
     return [choice for index, choice in enumerate(choices) if index != worst]
 
@@ -210,21 +209,26 @@ class _Contest:
         fixed: Fixed grids everywhere.
     """
 
-    def __init__(self, prepared: Prepared, tuned: Tuned, feeds: Feeds, settings: Recipe, folder: Path) -> None:
-        self._prepared, self._feeds, self._settings, self._folder = prepared, feeds, settings, folder
+    def __init__(
+        self, prepared: Prepared, tuned: Tuned, data: tuple[Dataset, Feeds], settings: Recipe, folder: Path
+    ) -> None:
+        self._prepared, self._settings, self._folder = prepared, settings, folder
+        self._rows, self._feeds = data
         self._values: Feeds = {}
         self._count = 0
         self.fixed = tuned
         self._file = self._saved(prepared.model, tuned)
+        self._latest = (tuned, self._file)
+        self._reference = Session(prepared.path)
 
-    def made(self, choices: Choices, rows: Dataset) -> Tuned:
+    def made(self, choices: Choices) -> Tuned:
         """The network with some kinds in other forms; 4-bit blocks rounded with what they read."""
         plan = self.fixed.plan
         for kind, form in choices:
             for site in kind:
                 plan = form(plan, site)
         kept = {name: layer for name, layer in self.fixed.layers.items() if name in plan.weights}
-        return guided_rounding(self._prepared.model, Tuned(plan, kept), rows, Silence()).tuned
+        return guided_rounding(self._prepared.model, Tuned(plan, kept), self._rows, Silence()).tuned
 
     def kinds(self, found: Sequence[Site]) -> dict[tuple[object, ...], list[Site]]:
         """Sites of equal shapes."""
@@ -252,19 +256,30 @@ class _Contest:
 
     def race(self, made: Tuned) -> tuple[Interval, Interval, Interval]:
         """Time of `made` as a share of the fixed grids', that of these as a share of float's, and that of `made`."""
-        files = [self._prepared.path, self._file, self._saved(self._prepared.model, made)]
+        files = [self._prepared.path, self._file, self._network(made)]
         plain, fixed, new = self._times(files, self._feeds, SECONDS[1])
         pairs = ((new, fixed), (fixed, plain), (new, plain))
         one, two, three = (bench.ratio_interval(a, b, self._settings.seed) for a, b in pairs)
         return one, two, three
 
-    def loss(self, made: Tuned, rows: Dataset) -> float:
+    def loss(self, made: Tuned) -> float:
         """Decibels that `made` loses against the fixed grids, at the output that loses most."""
-        files, some = (self._file, self._saved(self._prepared.model, made)), some_rows(rows, ROWS, self._prepared.model)
-        reference = Session(self._prepared.path)
-        fixed, new = (bench.compare(reference, Session(file), some).sqnr_db for file in files)
+        fixed, new = self._fixed_db, self._decibels(self._network(made))
         lost = (fixed[name] - new[name] for name in fixed if name in new and fixed[name] != new[name])
         return max(lost, default=0.0)
+
+    @cached_property
+    def _fixed_db(self) -> Mapping[str, float]:
+        return self._decibels(self._file)
+
+    def _decibels(self, file: Path) -> Mapping[str, float]:
+        return bench.compare(self._reference, Session(file), some_rows(self._rows, ROWS, self._prepared.model)).sqnr_db
+
+    def _network(self, made: Tuned) -> Path:
+        """The file of a whole network; that of the latest one is there already."""
+        if self._latest[0] is not made:
+            self._latest = (made, self._saved(self._prepared.model, made))
+        return self._latest[1]
 
     def _times(self, files: Sequence[Path], feeds: Feeds, seconds: float) -> list[tuple[float, ...]]:
         found = bench.measure(

@@ -19,6 +19,7 @@ from typing import Any
 
 from onnxq import bench, calibrate, graph, runtime
 from onnxq.calibrate import Preprocess
+from onnxq.calibrate.observe import has_free_rows
 from onnxq.errors import EnvironmentFault, OnnxqError, TargetNotMet, UsageError
 from onnxq.jobs import LOCAL, Failed, Task, open_backend, outcomes, require_backend
 from onnxq.pipeline.result import Checks
@@ -291,7 +292,6 @@ def _timed(
 
 def _one(model: Path, rows: str, preprocess: Preprocess | None) -> Feeds:
     """One row, or the batch that the model fixes."""
-    specs = runtime.Session(model).inputs
-    feeds = next(iter(calibrate.open_data(rows, specs, preprocess=preprocess, samples=1)))
-    free = all(spec.shape and not isinstance(spec.shape[0], int) for spec in specs)
-    return feeds if not free else {name: value[:1] for name, value in feeds.items()}
+    session = runtime.Session(model)
+    feeds = next(iter(calibrate.open_data(rows, session.inputs, preprocess=preprocess, samples=1)))
+    return {name: value[:1] for name, value in feeds.items()} if has_free_rows(session) else feeds

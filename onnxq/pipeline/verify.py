@@ -67,7 +67,7 @@ def verify(
         graph.save(quantized, path)
         candidate = Session(path, config)
         fidelity = bench.compare(Session(prepared.path), candidate, _first(held_out, COMPARED_ROWS))
-        fixed = fixed_rows(candidate)
+        fixed = not has_free_rows(candidate)
         gap, coverage = math.nan, _planned(plan, macs)
         if target.on_cpu:
             gap = kernel_gap(quantized, probe_of(held_out, fixed))
@@ -151,11 +151,6 @@ def _rounded(a: Array, b: Array) -> bool:
     if a.dtype.kind != "f" or not np.isfinite(a).all():
         return False
     return bool(np.allclose(a, b, rtol=0, atol=ROUNDING * np.abs(a).max(initial=0)))
-
-
-def fixed_rows(session: Session) -> bool:
-    """Whether the model fixes the number of rows of some input, or one has none."""
-    return not has_free_rows(session)
 
 
 def _latency(

@@ -112,6 +112,14 @@ def test_what_is_not_faster_beyond_doubt_is_not_kept(gain):
     assert found.placed.words.startswith("the rules' placement is kept, 1.30x of float's time (")
 
 
+def test_what_is_faster_in_pairs_but_not_against_float_is_not_kept():
+    clock = Clock(lambda layers: 1.3, SLOW_STEM, SLOW_STEM, SLOW_STEM)
+    clock.race = lambda best, newest: Race(sure(1.3), sure(0.9), sure(1.3))
+    found = look(clock)
+    assert found.placement is START
+    assert found.placed.back == ()
+
+
 def test_prices_are_corrected_and_three_placements_tried_at_most(monkeypatch):
     monkeypatch.setattr(search, "FAVOURS", (1.0,))
     times = {"stem": 0.1, "mid": 0.2, "last": 0.3, "head": 0.0}

@@ -150,10 +150,10 @@ class Contest:
     def __init__(self, lost, time):
         self.lost, self.time, self.fixed, self.tried = lost, time, "fixed", []
 
-    def made(self, choices, rows):
+    def made(self, choices):
         return tuple((site.tensor, form.__name__) for kind, form in choices for site in kind)
 
-    def loss(self, made, rows):
+    def loss(self, made):
         return self.lost.get(made, 0.0)
 
     def race(self, made):
@@ -183,7 +183,7 @@ WON = [([A], (blocks, dynamic)), ([B], (dynamic,))]
 )
 def test_the_first_network_that_is_faster_and_exact_is_kept(lost, time, kept, raced, refused):
     contest = Contest(lost, time)
-    made, found = forms._kept(contest, WON, None, Silence())
+    made, found = forms._kept(contest, WON, Silence())
     assert made == kept
     assert contest.tried == raced
     assert (found.kinds, found.refused) == (2, refused)
@@ -197,7 +197,7 @@ def test_the_first_network_that_is_faster_and_exact_is_kept(lost, time, kept, ra
 def test_a_faster_pair_that_is_slower_on_average_is_not_kept():
     contest = Contest({}, {})
     contest.race = lambda made: (sure(0.8), sure(0.5), sure(0.5))
-    assert forms._kept(contest, WON, None, Silence())[0] == "fixed"
+    assert forms._kept(contest, WON, Silence())[0] == "fixed"
 
 
 def contest_of(tmp_path, text=TEXT, constants=CONSTANTS, rows=ROWS[:1], layers=None):
@@ -205,7 +205,7 @@ def contest_of(tmp_path, text=TEXT, constants=CONSTANTS, rows=ROWS[:1], layers=N
     path = tmp_path / "net.onnx"
     onnx.save(proto(text, **constants), path)
     prepared = SimpleNamespace(model=m, path=path)
-    return forms._Contest(prepared, Tuned(plan, layers or {}), {"x": rows}, Recipe(threads=2), tmp_path)
+    return forms._Contest(prepared, Tuned(plan, layers or {}), (None, {"x": rows}), Recipe(threads=2), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_kind_runs_with_all_its_rows(tmp_path, monkeypatch):
 
 def test_no_winner_no_race():
     contest = Contest({}, {})
-    made, found = forms._kept(contest, [([A], ()), ([B], ())], None, Silence())
+    made, found = forms._kept(contest, [([A], ()), ([B], ())], Silence())
     assert (made, contest.tried, found) == ("fixed", [], Formed(2, (), ()))
 
 
@@ -318,7 +318,7 @@ def test_an_output_that_is_exact_in_both_says_nothing(tmp_path, monkeypatch):
     found = iter([{"y": np.inf, "z": 30.0}, {"y": np.inf, "z": 20.0}])
     monkeypatch.setattr(forms.bench, "compare", lambda *given: SimpleNamespace(sqnr_db=next(found)))
     monkeypatch.setattr(forms, "some_rows", lambda *given: [])
-    assert contest.loss(contest.fixed, None) == 10.0
+    assert contest.loss(replace(contest.fixed)) == 10.0
 
 
 def test_a_run_takes_blocks_rounded_with_feedback(tmp_path, monkeypatch):
@@ -375,7 +375,7 @@ def test_combinations():
 
 def test_nothing_is_tried_twice():
     contest = Contest({}, {(("a", "dynamic"),): 1.0})
-    forms._kept(contest, [([A], (dynamic,))], None, Silence())
+    forms._kept(contest, [([A], (dynamic,))], Silence())
     assert contest.tried == [(("a", "dynamic"),)]
 
 
@@ -384,7 +384,7 @@ def test_learned_codes_of_blocks_are_left_behind(tmp_path):
     codes = {name: LearnedLayer(np.zeros(layer.weight.shape, np.int8)) for name, layer in _layers(m, plan).items()}
     contest = contest_of(tmp_path, layers=codes)
     assert not run(graph.load(contest._file), {"x": ROWS[:1]})["y"].any()  # the fixed side has what was learned
-    made = contest.made([(sites(contest._prepared.model, plan)[:1], blocks)], None)
+    made = contest.made([(sites(contest._prepared.model, plan)[:1], blocks)])
     assert set(made.layers) == {"wl"}
     assert set(made.plan.blocks) == set(SHARED)
 
